@@ -1,0 +1,26 @@
+/* A backend: a table of operators and the memory that their operands live in. */
+#ifndef COMBA_CORE_BACKEND_H
+#define COMBA_CORE_BACKEND_H
+
+#include <stddef.h>
+
+#include "core/op.h"
+
+/* One enumerator an operator: COMBA_OP_linear, ... */
+typedef enum comba_op_id {
+#define COMBA_LIST_OP(name) COMBA_OP_##name,
+#include "ops/list.h"
+#undef COMBA_LIST_OP
+  COMBA_OP_COUNT
+} comba_op_id;
+
+typedef struct comba_backend {
+  const char *name;          /* "CPU, x86-64-v4" */
+  const comba_op *const *op; /* indexed by comba_op_id */
+  size_t size[COMBA_INDEX + 1]; /* bytes of one element, by class */
+} comba_backend;
+
+/* The fastest CPU variant that this processor runs; chosen once. */
+const comba_backend *comba_backend_cpu(void);
+
+#endif

@@ -1,0 +1,94 @@
+/* A model as a static graph: forward code appends nodes, the reverse pass is derived from the operators' backward.
+ *
+ *     comba_graph *graph;                      comba_graph_create(&graph, backend, COMBA_GRAPH_BACKWARD)
+ *     comba_tensor *x = comba_graph_input(graph, "x", COMBA_ACTIVATION, COMBA_SHAPE(B, T, d));
+ *     comba_tensor *y = comba_linear(graph, x, weight, NULL);      (builders: ops/ops.h)
+ *     comba_graph_keep(graph, y);
+ *     comba_graph_plan(graph)                  one arena, buffers reused by liveness
+ *     comba_graph_forward(graph), comba_graph_backward(graph)
+ *
+ * Shapes are known when a node is appended. The first failure while building is kept in the graph: builders then return
+ * NULL and accept NULL, so a mixer reads as plain code, and comba_graph_plan reports that failure.
+ *
+ * Values live in the arena, except parameters and states, whose memory the caller owns and which outlive the graph. */
+#ifndef COMBA_CORE_GRAPH_H
+#define COMBA_CORE_GRAPH_H
+
+#include "core/backend.h"
+#include "core/op.h"
+
+typedef struct comba_graph comba_graph;
+
+typedef struct comba_tensor {
+  const char *name; /* of inputs, parameters, states; NULL for results of nodes */
+  comba_class class;
+  comba_shape shape;
+  void *data;     /* valid after comba_graph_plan (inputs and results) or from the start (parameters, states) */
+  void *gradient; /* likewise; NULL where no gradient flows */
+  /* the rest is the graph's own */
+  int producer;   /* node, or -1 */
+  int storage;    /* views share one */
+  bool needs_gradient;
+} comba_tensor;
+
+enum { COMBA_GRAPH_BACKWARD = 1 }; /* keep what the reverse pass needs and plan it */
+
+comba_status comba_graph_create(comba_graph **graph, const comba_backend *backend, unsigned flags);
+void comba_graph_free(comba_graph *graph);
+/* For builders that find something wrong themselves: stores the failure (with the current comba_last_error()). */
+void comba_graph_fail(comba_graph *graph, comba_status status);
+comba_status comba_graph_status(const comba_graph *graph);
+
+/* Memory of the arena that lives as long as the graph; the caller writes data before each run. With `wants_gradient`
+ * the reverse pass leaves the gradient in ->gradient. */
+comba_tensor *comba_graph_input(comba_graph *graph, const char *name, comba_class class, comba_shape shape);
+comba_tensor *comba_graph_input_with_gradient(comba_graph *graph, const char *name, comba_shape shape);
+/* Memory of the caller. A parameter's gradient is added to, never overwritten; NULL: not trained. */
+comba_tensor *comba_graph_parameter(comba_graph *graph, const char *name, comba_shape shape, void *data, void *gradient);
+comba_tensor *comba_graph_external(comba_graph *graph, const char *name, comba_class class, comba_shape shape, void *data);
+
+/* Appends a node and returns its first output; `more` (or NULL) receives the others. `input` may hold NULL for optional
+ * inputs. `attributes` is copied. */
+comba_tensor *comba_graph_append(comba_graph *graph, comba_op_id op, const void *attributes, int inputs,
+                                 comba_tensor *const *input, comba_tensor **more);
+/* The same values under another shape, without a copy. */
+comba_tensor *comba_reshape(comba_graph *graph, comba_tensor *x, comba_shape shape);
+
+/* Keeps the value readable after a run. */
+void comba_graph_keep(comba_graph *graph, comba_tensor *tensor);
+/* The node writes this result into the memory of `target` (an external tensor of equal shape): how a state is updated
+ * in place. */
+void comba_graph_store(comba_graph *graph, comba_tensor *tensor, comba_tensor *target);
+/* The reverse pass starts here: the caller writes tensor->gradient before comba_graph_backward. */
+void comba_graph_seed(comba_graph *graph, comba_tensor *tensor);
+/* A number that differs for each random node of the graph, the same in every graph of one model. */
+uint64_t comba_graph_stream(comba_graph *graph);
+
+/* Decides what runs, assigns offsets, allocates the arena. Nothing is appended afterwards. */
+comba_status comba_graph_plan(comba_graph *graph);
+
+typedef struct comba_graph_cost {
+  size_t arena_bytes;    /* peak of the plan = size of the arena */
+  size_t unshared_bytes; /* what separate buffers would take */
+  double forward_flops, backward_flops;
+  int nodes;
+} comba_graph_cost;
+void comba_graph_describe(const comba_graph *graph, comba_graph_cost *cost);
+
+/* Where the kernels read seed and step; the caller's memory, set before the first run. */
+void comba_graph_bind_run(comba_graph *graph, const comba_run *run);
+void comba_graph_forward(comba_graph *graph);
+void comba_graph_backward(comba_graph *graph);
+
+/* Time by operator since the process started, over all graphs; off until comba_profile_enable. */
+typedef struct comba_profile_row {
+  const char *op;
+  const char *pass; /* "forward" or "backward" */
+  int64_t calls;
+  double seconds, flops, bytes;
+} comba_profile_row;
+void comba_profile_enable(bool enabled);
+/* Fills in up to `capacity` rows with calls > 0, the slowest first; returns how many there are. */
+int comba_profile_rows(comba_profile_row *rows, int capacity);
+
+#endif

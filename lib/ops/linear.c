@@ -1,0 +1,86 @@
+/* y (..., n) = x (..., m) weight (n, m)^T + bias (n)
+ * dx = dy weight;  dweight += dy^T x;  dbias += column sums of dy */
+#include "core/gemm.h"
+#include "core/op.h"
+#include "core/parallel.h"
+
+enum { X, WEIGHT, BIAS };
+
+static int64_t rows(const comba_shape *shape) {
+  return comba_shape_elements(shape) / shape->size[shape->rank - 1];
+}
+
+static comba_status infer(comba_signature *s) {
+  const comba_shape *x = &s->input[X], *weight = &s->input[WEIGHT], *bias = &s->input[BIAS];
+  if (x->rank < 1) return comba_fail_shape(s, X, "(..., m)");
+  const int64_t m = x->size[x->rank - 1];
+  if (weight->rank != 2 || weight->size[1] != m) return comba_fail_shape(s, WEIGHT, "(n, m) with m the last size of x");
+  const int64_t n = weight->size[0];
+  if (bias->rank && (bias->rank != 1 || bias->size[0] != n)) return comba_fail_shape(s, BIAS, "(n)");
+  s->outputs = 1;
+  s->output[0] = *x;
+  s->output[0].size[x->rank - 1] = n;
+  s->backward_workspace = bias->rank ? COMBA_BLOCKS * n : 0;
+  s->forward_flops = 2.0 * (double)rows(x) * (double)m * (double)n;
+  s->backward_flops = 2 * s->forward_flops;
+  return COMBA_OK;
+}
+
+static void forward(const comba_call *call) {
+  const int64_t n = call->input[WEIGHT].shape.size[0], m = call->input[WEIGHT].shape.size[1];
+  const int64_t count = rows(&call->input[X].shape);
+  const real *bias = call->input[BIAS].data;
+  real *y = call->output[0].data;
+  if (bias) {
+#pragma omp parallel for
+    for (int64_t row = 0; row < count; row++) memcpy(y + row * n, bias, (size_t)n * sizeof(real));
+  }
+  comba_gemm('N', 'T', count, n, m, 1, call->input[X].data, m, call->input[WEIGHT].data, m, bias ? 1 : 0, y, n);
+}
+
+static void backward(const comba_call *call) {
+  const int64_t n = call->input[WEIGHT].shape.size[0], m = call->input[WEIGHT].shape.size[1];
+  const int64_t count = rows(&call->input[X].shape);
+  const real *dy = call->output_gradient[0].data;
+  real *dx = call->input_gradient[X].data, *dweight = call->input_gradient[WEIGHT].data;
+  real *dbias = call->input_gradient[BIAS].data;
+  if (dx) comba_gemm('N', 'N', count, m, n, 1, dy, n, call->input[WEIGHT].data, m, call->accumulate[X] ? 1 : 0, dx, m);
+  if (dweight)
+    comba_gemm('T', 'N', n, m, count, 1, dy, n, call->input[X].data, m, call->accumulate[WEIGHT] ? 1 : 0, dweight, m);
+  if (dbias) {
+    const int64_t blocks = comba_blocks(count, 64);
+    real *partial = call->workspace; /* (blocks, n) */
+#pragma omp parallel for
+    for (int64_t block = 0; block < blocks; block++) {
+      real *sum = partial + block * n;
+      memset(sum, 0, (size_t)n * sizeof(real));
+      for (int64_t row = comba_block_start(count, blocks, block); row < comba_block_start(count, blocks, block + 1); row++)
+        for (int64_t j = 0; j < n; j++) sum[j] += dy[row * n + j];
+    }
+    if (!call->accumulate[BIAS]) memset(dbias, 0, (size_t)n * sizeof(real));
+    for (int64_t block = 0; block < blocks; block++)
+      for (int64_t j = 0; j < n; j++) dbias[j] += partial[block * n + j];
+  }
+}
+
+static const comba_case cases[] = {
+    {.name = "bias", .input = {{COMBA_SHAPE(2, 33, 24)}, {COMBA_SHAPE(40, 24)}, {COMBA_SHAPE(40)}}},
+    {.name = "no bias, one row", .input = {{COMBA_SHAPE(1, 7)}, {COMBA_SHAPE(3, 7)}}},
+    {.name = "rank 4, more than one tile", .input = {{COMBA_SHAPE(2, 65, 3, 70)}, {COMBA_SHAPE(300, 70)}}},
+    {.name = "2048 x 1024 x 1024", .benchmark = true, .input = {{COMBA_SHAPE(2, 1024, 1024)}, {COMBA_SHAPE(1024, 1024)}}},
+    {0}};
+
+const comba_op COMBA_VARIANT(comba_op_linear) = {
+    .name = "linear",
+    .formula = "y = x weight^T + bias",
+    .inputs = 3,
+    .outputs = 1,
+    .optional_inputs = 1u << BIAS,
+    .input_class = {COMBA_ACTIVATION, COMBA_PARAMETER, COMBA_PARAMETER},
+    .output_class = {COMBA_ACTIVATION},
+    .backward_inputs = 1u << X | 1u << WEIGHT,
+    .infer = infer,
+    .forward = forward,
+    .backward = backward,
+    .cases = cases,
+};

@@ -1,0 +1,338 @@
+/* What each operator computes, its attributes, and the builder that appends it to a graph. One entry an operator, in the
+ * order of ops/list.h; the row and the kernels are in the file of its name. A zero-filled attributes struct is valid.
+ *
+ * Shapes: B batch, T tokens, d channels, H heads, HV value heads (a multiple of H), K key and V value head size, N packed
+ * sequences (N = B without cu_seqlens). "(..., d)" is any leading shape. cu_seqlens (N+1) int32: offsets of the sequences
+ * inside T, from 0 to T, not falling; empty sequences are allowed; it needs B = 1. */
+#ifndef COMBA_OPS_OPS_H
+#define COMBA_OPS_OPS_H
+
+#include "core/graph.h"
+
+#define COMBA_APPEND(graph, op, attributes, more, ...)                                                                 \
+  comba_graph_append(graph, COMBA_OP_##op, attributes,                                                                 \
+                     (int)(sizeof((comba_tensor *[]){__VA_ARGS__}) / sizeof(comba_tensor *)),                          \
+                     (comba_tensor *[]){__VA_ARGS__}, more)
+
+/* y (..., n) = x (..., m) weight (n, m)^T + bias (n), bias optional */
+static inline comba_tensor *comba_linear(comba_graph *graph, comba_tensor *x, comba_tensor *weight, comba_tensor *bias) {
+  return COMBA_APPEND(graph, linear, NULL, NULL, x, weight, bias);
+}
+
+/* y (B,T,d) = weight (vocabulary, d)[ids (B,T)]; ids inside [0, vocabulary) */
+typedef struct comba_embedding_attributes {
+  int64_t padding_plus_one; /* row padding_plus_one - 1 gets no gradient; 0: every row does */
+} comba_embedding_attributes;
+static inline comba_tensor *comba_embedding(comba_graph *graph, comba_tensor *ids, comba_tensor *weight,
+                                            comba_embedding_attributes attributes) {
+  return COMBA_APPEND(graph, embedding, &attributes, NULL, ids, weight);
+}
+
+/* y = a + b, equal shapes */
+static inline comba_tensor *comba_add(comba_graph *graph, comba_tensor *a, comba_tensor *b) {
+  return COMBA_APPEND(graph, add, NULL, NULL, a, b);
+}
+
+/* y = scale * f(x), element by element; scale 0 means 1. GELU is the exact one (erf). */
+typedef enum comba_function {
+  COMBA_SIGMOID,
+  COMBA_SILU,
+  COMBA_GELU,
+  COMBA_TANH,
+  COMBA_RELU,
+} comba_function;
+typedef struct comba_activation_attributes {
+  comba_function function;
+  double scale;
+} comba_activation_attributes;
+static inline comba_tensor *comba_activation(comba_graph *graph, comba_tensor *x, comba_function function, double scale) {
+  comba_activation_attributes attributes = {function, scale};
+  return COMBA_APPEND(graph, activation, &attributes, NULL, x);
+}
+
+/* y = silu(gate) * up, equal shapes */
+static inline comba_tensor *comba_swiglu(comba_graph *graph, comba_tensor *gate, comba_tensor *up) {
+  return COMBA_APPEND(graph, swiglu, NULL, NULL, gate, up);
+}
+
+/* z = x + residual (residual optional, else z = x); y = z / sqrt(mean(z^2) + epsilon) * weight over the last dimension;
+ * weight (d) optional. `sum` (or NULL) receives z, which carries the residual stream. (mixers.md 3.2) */
+typedef struct comba_norm_attributes {
+  double epsilon;
+} comba_norm_attributes;
+static inline comba_tensor *comba_rms_norm(comba_graph *graph, comba_tensor *x, comba_tensor *residual,
+                                           comba_tensor *weight, double epsilon, comba_tensor **sum) {
+  comba_norm_attributes attributes = {epsilon};
+  return COMBA_APPEND(graph, rms_norm, &attributes, sum, x, weight, residual);
+}
+
+/* y = x / sqrt(mean(x^2) + epsilon) * weight * f(gate), f sigmoid or silu; x, gate (..., V), weight (V) */
+typedef struct comba_gated_rms_norm_attributes {
+  double epsilon;
+  comba_function gate; /* COMBA_SIGMOID or COMBA_SILU */
+} comba_gated_rms_norm_attributes;
+static inline comba_tensor *comba_gated_rms_norm(comba_graph *graph, comba_tensor *x, comba_tensor *gate,
+                                                 comba_tensor *weight, double epsilon, comba_function function) {
+  comba_gated_rms_norm_attributes attributes = {epsilon, function};
+  return COMBA_APPEND(graph, gated_rms_norm, &attributes, NULL, x, gate, weight);
+}
+
+/* y = (x - mean) / sqrt(variance + epsilon) * weight + bias over the last dimension; weight, bias (d) optional */
+static inline comba_tensor *comba_layer_norm(comba_graph *graph, comba_tensor *x, comba_tensor *weight,
+                                             comba_tensor *bias, double epsilon) {
+  comba_norm_attributes attributes = {epsilon};
+  return COMBA_APPEND(graph, layer_norm, &attributes, NULL, x, weight, bias);
+}
+
+/* y = x / sqrt(sum(x^2) + epsilon) over the last dimension (mixers.md 4.2: epsilon 1e-6) */
+static inline comba_tensor *comba_l2_norm(comba_graph *graph, comba_tensor *x, double epsilon) {
+  comba_norm_attributes attributes = {epsilon};
+  return COMBA_APPEND(graph, l2_norm, &attributes, NULL, x);
+}
+
+/* Depthwise causal convolution along T (mixers.md 4.1): y[t] = f(sum_j weight[c, 0, j] x[t - (W-1) + j] + bias[c]), f silu or
+ * identity. x (B,T,C), weight (C,1,W), bias (C) optional; state (N, W-1, C) optional: the inputs before the first token,
+ * oldest first, zero if absent; `new_state` (or NULL) receives the last W-1 inputs. Taps never cross a sequence start. */
+typedef struct comba_short_convolution_attributes {
+  bool silu;
+} comba_short_convolution_attributes;
+static inline comba_tensor *comba_short_convolution(comba_graph *graph, comba_tensor *x, comba_tensor *weight,
+                                                    comba_tensor *bias, comba_tensor *state, comba_tensor *cu_seqlens,
+                                                    bool silu, comba_tensor **new_state) {
+  comba_short_convolution_attributes attributes = {silu};
+  return COMBA_APPEND(graph, short_convolution, &attributes, new_state, x, weight, bias, state, cu_seqlens);
+}
+
+/* y (B,T,H,K) = sigmoid(s_h) x: Comba's inner decay, p = sigmoid(decay) k */
+static inline comba_tensor *comba_head_scale(comba_graph *graph, comba_tensor *x, comba_tensor *s) {
+  return COMBA_APPEND(graph, head_scale, NULL, NULL, x, s);
+}
+
+/* y (B,T,H,K) = q - d_h p: Comba's output correction (paper Eq. 5); d (H) */
+static inline comba_tensor *comba_output_correction(comba_graph *graph, comba_tensor *q, comba_tensor *p,
+                                                    comba_tensor *d) {
+  return COMBA_APPEND(graph, output_correction, NULL, NULL, q, p, d);
+}
+
+/* Log decay g (B,T,H) <= 0, clamped at -100 (the gradient is zero where clamped):
+ *   mamba2    g = -exp(A_log_h) softplus(a + dt_bias_h)      (mixers.md 4.4)
+ *   sigmoid   g = ln sigmoid(a + dt_bias_h)
+ *   constant  g = -exp(A_log_h) softplus(dt_bias_h), whatever a holds
+ *   one       g = 0
+ * a (B,T,H); A_log, dt_bias (H), optional where the formula does not name them. */
+typedef enum comba_decay_kind {
+  COMBA_DECAY_MAMBA2,
+  COMBA_DECAY_SIGMOID,
+  COMBA_DECAY_CONSTANT,
+  COMBA_DECAY_ONE,
+} comba_decay_kind;
+typedef struct comba_decay_gate_attributes {
+  comba_decay_kind kind;
+} comba_decay_gate_attributes;
+static inline comba_tensor *comba_decay_gate(comba_graph *graph, comba_tensor *a, comba_tensor *a_log,
+                                             comba_tensor *dt_bias, comba_decay_kind kind) {
+  comba_decay_gate_attributes attributes = {kind};
+  return COMBA_APPEND(graph, decay_gate, &attributes, NULL, a, a_log, dt_bias);
+}
+
+/* Rotary position embedding, half-split pairs (mixers.md 4.5): x (B,T,H,D), D even; position (1) int32, optional: the
+ * number of tokens before the first; positions restart at each sequence of cu_seqlens. */
+typedef struct comba_rotary_attributes {
+  double base; /* 10000 */
+} comba_rotary_attributes;
+static inline comba_tensor *comba_rotary(comba_graph *graph, comba_tensor *x, comba_tensor *position,
+                                         comba_tensor *cu_seqlens, double base) {
+  comba_rotary_attributes attributes = {base};
+  return COMBA_APPEND(graph, rotary, &attributes, NULL, x, position, cu_seqlens);
+}
+
+/* Non-overlapping patches: pixels (B,C,H,W), weight (d,C,p,p), bias (d) optional -> (B, (H/p)(W/p), d), row-major patches */
+static inline comba_tensor *comba_patch_embedding(comba_graph *graph, comba_tensor *pixels, comba_tensor *weight,
+                                                  comba_tensor *bias) {
+  return COMBA_APPEND(graph, patch_embedding, NULL, NULL, pixels, weight, bias);
+}
+
+/* 2-D convolution (cross-correlation): x (B,C,H,W), weight (O,C,kh,kw), bias (O) optional -> (B,O,H',W') with
+ * H' = (H + 2 padding - kh) / stride + 1 */
+typedef struct comba_window_attributes {
+  int64_t kernel;  /* max_pool only: side of the window */
+  int64_t stride;  /* 0 means 1 */
+  int64_t padding;
+} comba_window_attributes;
+static inline comba_tensor *comba_convolution(comba_graph *graph, comba_tensor *x, comba_tensor *weight,
+                                              comba_tensor *bias, int64_t stride, int64_t padding) {
+  comba_window_attributes attributes = {0, stride, padding};
+  return COMBA_APPEND(graph, convolution, &attributes, NULL, x, weight, bias);
+}
+
+/* Largest value of each window; padding counts as minus infinity; ties go to the first in row-major order */
+static inline comba_tensor *comba_max_pool(comba_graph *graph, comba_tensor *x, int64_t kernel, int64_t stride,
+                                           int64_t padding) {
+  comba_window_attributes attributes = {kernel, stride, padding};
+  return COMBA_APPEND(graph, max_pool, &attributes, NULL, x);
+}
+
+/* (B,C,H,W) -> (B, H W, C) */
+static inline comba_tensor *comba_channels_to_tokens(comba_graph *graph, comba_tensor *x) {
+  return COMBA_APPEND(graph, channels_to_tokens, NULL, NULL, x);
+}
+
+/* y (B,N,d) = x + table (1,M,d). Where the grid of the table (table_height x table_width = M) is not that of x
+ * (height x width = N), the table is resampled: bicubic (a = -0.75), align_corners false, borders clamped, no antialias. */
+typedef struct comba_position_embedding_attributes {
+  int64_t table_height, table_width, height, width;
+} comba_position_embedding_attributes;
+static inline comba_tensor *comba_position_embedding(comba_graph *graph, comba_tensor *x, comba_tensor *table,
+                                                     comba_position_embedding_attributes attributes) {
+  return COMBA_APPEND(graph, position_embedding, &attributes, NULL, x, table);
+}
+
+/* (B,N,d) -> (B,d): mean over N */
+static inline comba_tensor *comba_mean_pool(comba_graph *graph, comba_tensor *x) {
+  return COMBA_APPEND(graph, mean_pool, NULL, NULL, x);
+}
+
+/* x (B,N,d), scores (B,N,1) -> (B,d): sum over N of softmax(scores) x */
+static inline comba_tensor *comba_sequence_pool(comba_graph *graph, comba_tensor *x, comba_tensor *scores) {
+  return COMBA_APPEND(graph, sequence_pool, NULL, NULL, x, scores);
+}
+
+/* Mean cross entropy over the rows whose target is not negative (0 if there is none): logits (..., V), targets (...) int32
+ * in [0, V) or negative = ignored -> loss (1). `rows` (or NULL) receives the loss of each row (0 where ignored), without a
+ * gradient and without smoothing. Label smoothing s: the target has 1 - s + s/V, every other class s/V. */
+typedef struct comba_cross_entropy_attributes {
+  double label_smoothing;
+} comba_cross_entropy_attributes;
+static inline comba_tensor *comba_cross_entropy(comba_graph *graph, comba_tensor *logits, comba_tensor *targets,
+                                                double label_smoothing, comba_tensor **rows) {
+  comba_cross_entropy_attributes attributes = {label_smoothing};
+  return COMBA_APPEND(graph, cross_entropy, &attributes, rows, logits, targets);
+}
+
+/* y = x / (1 - rate) where a uniform draw is >= rate, else 0; a draw an element (seed, stream + step * 2^32, index).
+ * The mask is drawn again in backward. drop_path draws once for each first-dimension entry: x (B, ...). */
+typedef struct comba_dropout_attributes {
+  double rate;
+  uint64_t stream;
+} comba_dropout_attributes;
+static inline comba_tensor *comba_dropout(comba_graph *graph, comba_tensor *x, double rate) {
+  comba_dropout_attributes attributes = {rate, comba_graph_stream(graph)};
+  return rate == 0 ? x : COMBA_APPEND(graph, dropout, &attributes, NULL, x);
+}
+static inline comba_tensor *comba_drop_path(comba_graph *graph, comba_tensor *x, double rate) {
+  comba_dropout_attributes attributes = {rate, comba_graph_stream(graph)};
+  return rate == 0 ? x : COMBA_APPEND(graph, drop_path, &attributes, NULL, x);
+}
+
+/* Orders in which a mixer sees the tokens of a height x width grid, x (B,N,d):
+ *   flip       reversed                                              -> (B,N,d)
+ *   transpose  column-major                                          -> (B,N,d)
+ *   random     a fresh permutation a sample (seed, stream, step)     -> (B,N,d)
+ *   bi         forward, then reversed                                -> (2B,N,d), direction-major
+ *   cross      row-major, column-major, and both reversed            -> (4B,N,d), direction-major
+ * scan_merge takes what came out back to (B,N,d):
+ *   bi         the two added as they come (fla-zoo's bi-scan)
+ *   bi_aligned the second flipped back, then added
+ *   cross      each put back in place, then added
+ * With `average` the sum is divided by the number of directions. */
+typedef enum comba_scan {
+  COMBA_SCAN_FLIP,
+  COMBA_SCAN_TRANSPOSE,
+  COMBA_SCAN_RANDOM,
+  COMBA_SCAN_BI,
+  COMBA_SCAN_BI_ALIGNED, /* scan_merge only */
+  COMBA_SCAN_CROSS,
+} comba_scan;
+typedef struct comba_scan_attributes {
+  comba_scan scan;
+  int64_t height, width;
+  bool average;
+  uint64_t stream;
+} comba_scan_attributes;
+static inline comba_tensor *comba_scan_order(comba_graph *graph, comba_tensor *x, comba_scan scan, int64_t height,
+                                             int64_t width) {
+  comba_scan_attributes attributes = {scan, height, width, false, comba_graph_stream(graph)};
+  return COMBA_APPEND(graph, scan_order, &attributes, NULL, x);
+}
+static inline comba_tensor *comba_scan_merge(comba_graph *graph, comba_tensor *x, comba_scan scan, int64_t height,
+                                             int64_t width, bool average) {
+  comba_scan_attributes attributes = {scan, height, width, average, 0};
+  return COMBA_APPEND(graph, scan_merge, &attributes, NULL, x);
+}
+
+/* clip (2) = {norm, factor}: norm = sqrt(sum(gradient^2)) over all slabs, factor = min(1, max_norm / norm), 1 if
+ * max_norm <= 0, and 0 if the norm is not finite (the step is then skipped). settings: see adamw. */
+enum {
+  COMBA_ADAMW_LEARNING_RATE,
+  COMBA_ADAMW_BETA1,
+  COMBA_ADAMW_BETA2,
+  COMBA_ADAMW_EPSILON,
+  COMBA_ADAMW_WEIGHT_DECAY,
+  COMBA_ADAMW_CORRECTION1, /* 1 - beta1^step */
+  COMBA_ADAMW_CORRECTION2, /* 1 - beta2^step */
+  COMBA_ADAMW_MAX_NORM,
+  COMBA_ADAMW_SETTINGS
+};
+static inline comba_tensor *comba_gradient_clip(comba_graph *graph, comba_tensor *settings, comba_tensor *gradient1,
+                                                comba_tensor *gradient2) {
+  return COMBA_APPEND(graph, gradient_clip, NULL, NULL, settings, gradient1, gradient2);
+}
+
+/* Decoupled weight decay Adam (Loshchilov and Hutter, 2019) over a slab of n values, with g = factor * gradient:
+ *   m' = beta1 m + (1 - beta1) g;  v' = beta2 v + (1 - beta2) g^2
+ *   w' = w - rate (m' / correction1 / (sqrt(v' / correction2) + epsilon) + decay * w)
+ * decay = settings.weight_decay if attributes.decays, else 0. clip.factor = 0 with a norm that is not finite leaves all three
+ * as they are. Outputs w', m', v' may share memory with w, m, v. */
+typedef struct comba_adamw_attributes {
+  bool decays;
+} comba_adamw_attributes;
+static inline comba_tensor *comba_adamw(comba_graph *graph, comba_tensor *weight, comba_tensor *gradient, comba_tensor *m,
+                                        comba_tensor *v, comba_tensor *settings, comba_tensor *clip, bool decays,
+                                        comba_tensor *moments[2]) {
+  comba_adamw_attributes attributes = {decays};
+  return COMBA_APPEND(graph, adamw, &attributes, moments, weight, gradient, m, v, settings, clip);
+}
+
+/* The recurrence with scalar decay and delta term (mixers.md 6.1; Comba, Gated DeltaNet, DeltaNet), for each value head:
+ *   S_t = e^{g_t} S_{t-1} + beta_t k_t (v_t - x_t)^T,  o_t = scale S_t^T q_t,  S (K,V)
+ *   x_t = S_{t-1}^T p_t              feedback before decay: Comba (splr)
+ *   x_t = e^{g_t} S_{t-1}^T p_t      feedback after decay: Gated DeltaNet, Comba (iplr)
+ * q, k, p (B,T,H,K), p optional (absent: p = k); v (B,T,HV,V); beta (B,T,HV); g (B,T,HV) <= 0; initial_state (N,HV,K,V) optional
+ * (zero if absent); cu_seqlens (N+1) optional. Value head h reads key head h / (HV/H). Output o (B,T,HV,V); `final_state` (or
+ * NULL) receives (N,HV,K,V), and may share memory with initial_state in a graph without backward. */
+typedef struct comba_delta_rule_attributes {
+  double scale; /* 0 means K^(-1/2) */
+  bool feedback_after_decay;
+  comba_mode mode; /* COMBA_MODE_AUTO: by the rule in scan/delta_rule.c */
+} comba_delta_rule_attributes;
+static inline comba_tensor *comba_delta_rule(comba_graph *graph, comba_tensor *q, comba_tensor *k, comba_tensor *p,
+                                             comba_tensor *v, comba_tensor *beta, comba_tensor *g,
+                                             comba_tensor *initial_state, comba_tensor *cu_seqlens,
+                                             comba_delta_rule_attributes attributes, comba_tensor **final_state) {
+  return COMBA_APPEND(graph, delta_rule, &attributes, final_state, q, k, p, v, beta, g, initial_state, cu_seqlens);
+}
+
+/* Softmax attention: q (B,T,H,D), k, v (B,T,HKV,D), H a multiple of HKV (query head h reads head h / (H/HKV)) -> (B,T,H,D).
+ * causal: token t sees j <= t; window w > 0 with causal: only t - w < j. Sequences of cu_seqlens do not see each other. */
+typedef struct comba_attention_attributes {
+  double scale; /* 0 means D^(-1/2) */
+  bool causal;
+  int64_t window; /* 0: none */
+} comba_attention_attributes;
+static inline comba_tensor *comba_attention(comba_graph *graph, comba_tensor *q, comba_tensor *k, comba_tensor *v,
+                                            comba_tensor *cu_seqlens, comba_attention_attributes attributes) {
+  return COMBA_APPEND(graph, attention, &attributes, NULL, q, k, v, cu_seqlens);
+}
+
+/* Causal attention of T new tokens against a ring of keys and values that came before them. cache_k, cache_v
+ * (B,capacity,HKV,D): token number n (from the start of the sequence) lies in row n modulo capacity; position (1) int32 is the
+ * number of the first new token. A new token sees the cached tokens inside the window (all that the ring holds, without one)
+ * and the new ones up to itself. `caches` receives the rings with the new tokens written in (the last `capacity` of them);
+ * they may share memory with cache_k and cache_v. Not differentiable. */
+static inline comba_tensor *comba_attention_decode(comba_graph *graph, comba_tensor *q, comba_tensor *k, comba_tensor *v,
+                                                   comba_tensor *cache_k, comba_tensor *cache_v, comba_tensor *position,
+                                                   comba_attention_attributes attributes, comba_tensor *caches[2]) {
+  return COMBA_APPEND(graph, attention_decode, &attributes, caches, q, k, v, cache_k, cache_v, position);
+}
+
+#endif
