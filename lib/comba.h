@@ -65,8 +65,8 @@ typedef enum comba_mode { COMBA_MODE_AUTO = 0, COMBA_MODE_CHUNK, COMBA_MODE_RECU
 typedef struct comba_options {
   comba_device device; /* AUTO: CUDA if built in and present, else CPU */
   comba_mode mode;
-  uint64_t seed;       /* of the initial weights, dropout and random scans */
-  char reserved[48];   /* zero */
+  uint64_t seed;     /* of the initial weights, dropout and random scans */
+  char reserved[48]; /* zero */
 } comba_options;
 
 /* Fills in device AUTO, mode AUTO, seed 42. Functions below take NULL for these. */
@@ -91,10 +91,10 @@ typedef enum comba_kind { COMBA_KIND_LANGUAGE = 0, COMBA_KIND_VISION } comba_kin
 
 typedef struct comba_model_info {
   comba_kind kind;
-  const char *model_type;      /* as in config.json: "comba", "comba_vision", ... */
-  int64_t parameters;          /* number of weights */
+  const char *model_type; /* as in config.json: "comba", "comba_vision", ... */
+  int64_t parameters;     /* number of weights */
   int64_t hidden_size, layers;
-  int64_t vocab_size;          /* language models */
+  int64_t vocab_size;                            /* language models */
   int64_t num_classes, image_size, num_channels; /* vision models */
 } comba_model_info;
 
@@ -102,13 +102,13 @@ typedef struct comba_model_info {
  * labels (B). Targets and labels of -100 are ignored. With targets NULL a language model's target is the next token, and
  * the last token of each sequence has none. */
 typedef struct comba_batch {
-  int64_t batch;               /* B >= 1 */
-  int64_t length;              /* T >= 1; language */
+  int64_t batch;  /* B >= 1 */
+  int64_t length; /* T >= 1; language */
   const int32_t *input_ids;
   const int32_t *targets;
-  const int32_t *cu_seqlens;   /* packed sequences: sequences + 1 offsets from 0 to T; needs B = 1; or NULL */
+  const int32_t *cu_seqlens; /* packed sequences: sequences + 1 offsets from 0 to T; needs B = 1; or NULL */
   int64_t sequences;
-  const float *pixel_values;   /* vision; H = W = image_size, already normalised */
+  const float *pixel_values; /* vision; H = W = image_size, already normalised */
   const int32_t *labels;
 } comba_batch;
 
@@ -141,13 +141,13 @@ COMBA_API comba_status comba_model_backward(comba_model *model, float scale);
 COMBA_API void comba_model_zero_gradient(comba_model *model);
 
 typedef struct comba_optimizer {
-  float learning_rate;  /* 3e-4 */
-  float beta1, beta2;   /* 0.9, 0.95 */
-  float epsilon;        /* 1e-8 */
-  float weight_decay;   /* 0.01, decoupled; acts on matrices, convolution taps and embeddings */
-  float gradient_clip;  /* 1.0: largest global gradient norm; 0 turns clipping off */
-  int decay_scalars;    /* 0; 1 lets weight decay act on every parameter, as the released recipe does */
-  char reserved[36];    /* zero */
+  float learning_rate; /* 3e-4 */
+  float beta1, beta2;  /* 0.9, 0.95 */
+  float epsilon;       /* 1e-8 */
+  float weight_decay;  /* 0.01, decoupled; acts on matrices, convolution taps and embeddings */
+  float gradient_clip; /* 1.0: largest global gradient norm; 0 turns clipping off */
+  int decay_scalars;   /* 0; 1 lets weight decay act on every parameter, as the released recipe does */
+  char reserved[36];   /* zero */
 } comba_optimizer;
 
 COMBA_API void comba_optimizer_default(comba_optimizer *optimizer);
@@ -161,10 +161,12 @@ typedef struct comba_decoder comba_decoder;
 
 /* A decoder holds the recurrent state of `batch` sequences. `capacity` is the largest number of tokens that layers with
  * unwindowed softmax attention can look back on; other layers need no bound and ignore it. The model must outlive it. */
-COMBA_API comba_status comba_decoder_create(comba_decoder **decoder, comba_model *model, int64_t batch, int64_t capacity);
+COMBA_API comba_status comba_decoder_create(comba_decoder **decoder, comba_model *model, int64_t batch,
+                                            int64_t capacity);
 COMBA_API void comba_decoder_free(comba_decoder *decoder);
 /* Feeds `length` tokens a sequence, input_ids (B,length); `logits` (B,V) receives those after the last one, or NULL. */
-COMBA_API comba_status comba_decoder_feed(comba_decoder *decoder, const int32_t *input_ids, int64_t length, float *logits);
+COMBA_API comba_status comba_decoder_feed(comba_decoder *decoder, const int32_t *input_ids, int64_t length,
+                                          float *logits);
 /* Back to the state before the first token. */
 COMBA_API void comba_decoder_reset(comba_decoder *decoder);
 /* Number of tokens fed since the start. */

@@ -15,8 +15,8 @@ typedef enum comba_op_id {
 } comba_op_id;
 
 typedef struct comba_backend {
-  const char *name;          /* "CPU, x86-64-v4" */
-  const comba_op *const *op; /* indexed by comba_op_id */
+  const char *name;             /* "CPU, x86-64-v4" */
+  const comba_op *const *op;    /* indexed by comba_op_id */
   size_t size[COMBA_INDEX + 1]; /* bytes of one element, by class */
 } comba_backend;
 

@@ -26,8 +26,8 @@ typedef struct comba_tensor {
   void *data;     /* valid after comba_graph_plan (inputs and results) or from the start (parameters, states) */
   void *gradient; /* likewise; NULL where no gradient flows */
   /* the rest is the graph's own */
-  int producer;   /* node, or -1 */
-  int storage;    /* views share one */
+  int producer; /* node, or -1 */
+  int storage;  /* views share one */
   bool needs_gradient;
 } comba_tensor;
 
@@ -44,8 +44,10 @@ comba_status comba_graph_status(const comba_graph *graph);
 comba_tensor *comba_graph_input(comba_graph *graph, const char *name, comba_class class, comba_shape shape);
 comba_tensor *comba_graph_input_with_gradient(comba_graph *graph, const char *name, comba_shape shape);
 /* Memory of the caller. A parameter's gradient is added to, never overwritten; NULL: not trained. */
-comba_tensor *comba_graph_parameter(comba_graph *graph, const char *name, comba_shape shape, void *data, void *gradient);
-comba_tensor *comba_graph_external(comba_graph *graph, const char *name, comba_class class, comba_shape shape, void *data);
+comba_tensor *comba_graph_parameter(comba_graph *graph, const char *name, comba_shape shape, void *data,
+                                    void *gradient);
+comba_tensor *comba_graph_external(comba_graph *graph, const char *name, comba_class class, comba_shape shape,
+                                   void *data);
 
 /* Appends a node and returns its first output; `more` (or NULL) receives the others. `input` may hold NULL for optional
  * inputs. `attributes` is copied. */

@@ -86,11 +86,11 @@ typedef struct comba_call {
 
 /* How the bench fills an input. */
 typedef enum comba_fill {
-  COMBA_FILL_NORMAL = 0,  /* N(0,1) times scale (0 means 1) */
-  COMBA_FILL_UNIFORM,     /* in [low, high] */
-  COMBA_FILL_INDEX,       /* integers in [low, high) */
-  COMBA_FILL_UNIT,        /* N(0,1), then each row of the last dimension scaled to length 1 */
-  COMBA_FILL_VALUES,      /* the integers in `values`, as many as the shape holds */
+  COMBA_FILL_NORMAL = 0, /* N(0,1) times scale (0 means 1) */
+  COMBA_FILL_UNIFORM,    /* in [low, high] */
+  COMBA_FILL_INDEX,      /* integers in [low, high) */
+  COMBA_FILL_UNIT,       /* N(0,1), then each row of the last dimension scaled to length 1 */
+  COMBA_FILL_VALUES,     /* the integers in `values`, as many as the shape holds */
 } comba_fill;
 
 typedef struct comba_case_input {

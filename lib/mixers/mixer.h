@@ -13,9 +13,9 @@ typedef struct comba_mixer_cost {
 } comba_mixer_cost;
 
 typedef struct comba_mixer_row {
-  const char *model_type; /* "comba"; "comba_vision" is the same mixer in a vision model */
-  const char *recurrence; /* one line, for `info --mixers` */
-  const char *source;     /* paper */
+  const char *model_type;    /* "comba"; "comba_vision" is the same mixer in a vision model */
+  const char *recurrence;    /* one line, for `info --mixers` */
+  const char *source;        /* paper */
   const comba_field *fields; /* of the config struct; ends with a row without a name */
   size_t config_size;
   /* Checks what the schema cannot (sizes that must divide); NULL: nothing to check. */

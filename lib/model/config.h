@@ -43,9 +43,9 @@ typedef enum comba_pooling {
 
 typedef struct comba_config {
   comba_kind kind;
-  char model_type[64];                 /* "comba", "comba_vision" */
+  char model_type[64]; /* "comba", "comba_vision" */
   const struct comba_mixer_row *mixer;
-  void *mixer_config;                  /* the mixer's own struct, mixer->config_size bytes */
+  void *mixer_config; /* the mixer's own struct, mixer->config_size bytes */
 
   /* both kinds */
   int64_t hidden_size, num_hidden_layers;
@@ -62,8 +62,8 @@ typedef struct comba_config {
   double hidden_dropout_prob, layer_norm_eps, drop_path_rate;
   int train_scan_type, test_scan_type; /* comba_scan_type; test -1: the same as train */
   bool scan_average, interpolate_pos_encoding;
-  int pooling;                   /* comba_pooling */
-  int block;                     /* 0 "vit": LayerNorm and GELU MLP; 1 "llama": RMSNorm and SwiGLU */
+  int pooling;                    /* comba_pooling */
+  int block;                      /* 0 "vit": LayerNorm and GELU MLP; 1 "llama": RMSNorm and SwiGLU */
   int64_t tokenizer_convolutions; /* 0: patch embedding; n: n times {3x3 convolution, ReLU, max pool} (CCT) */
 
   /* hybrid layers: hybrid_of_layer[i] is an index into hybrid, or -1 */

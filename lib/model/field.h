@@ -21,13 +21,13 @@ typedef enum comba_field_type {
 typedef struct comba_field {
   const char *name; /* NULL ends the schema */
   comba_field_type type;
-  size_t offset;       /* of the member, offsetof */
-  double default_value; /* of a missing field: boolean 0 or 1, number, or index of the choice */
-  double minimum, maximum; /* inclusive; both 0: any finite value */
+  size_t offset;              /* of the member, offsetof */
+  double default_value;       /* of a missing field: boolean 0 or 1, number, or index of the choice */
+  double minimum, maximum;    /* inclusive; both 0: any finite value */
   const char *const *choices; /* ends with NULL */
-  bool nullable;       /* null is allowed and means null_value (a missing field has default_value) */
+  bool nullable;              /* null is allowed and means null_value (a missing field has default_value) */
   double null_value;
-  const char *help;    /* one line */
+  const char *help; /* one line */
 } comba_field;
 
 #endif

@@ -54,7 +54,8 @@ static void backward(const comba_call *call) {
     for (int64_t block = 0; block < blocks; block++) {
       real *sum = partial + block * n;
       memset(sum, 0, (size_t)n * sizeof(real));
-      for (int64_t row = comba_block_start(count, blocks, block); row < comba_block_start(count, blocks, block + 1); row++)
+      for (int64_t row = comba_block_start(count, blocks, block); row < comba_block_start(count, blocks, block + 1);
+           row++)
         for (int64_t j = 0; j < n; j++) sum[j] += dy[row * n + j];
     }
     if (!call->accumulate[BIAS]) memset(dbias, 0, (size_t)n * sizeof(real));
@@ -67,7 +68,9 @@ static const comba_case cases[] = {
     {.name = "bias", .input = {{COMBA_SHAPE(2, 33, 24)}, {COMBA_SHAPE(40, 24)}, {COMBA_SHAPE(40)}}},
     {.name = "no bias, one row", .input = {{COMBA_SHAPE(1, 7)}, {COMBA_SHAPE(3, 7)}}},
     {.name = "rank 4, more than one tile", .input = {{COMBA_SHAPE(2, 65, 3, 70)}, {COMBA_SHAPE(300, 70)}}},
-    {.name = "2048 x 1024 x 1024", .benchmark = true, .input = {{COMBA_SHAPE(2, 1024, 1024)}, {COMBA_SHAPE(1024, 1024)}}},
+    {.name = "2048 x 1024 x 1024",
+     .benchmark = true,
+     .input = {{COMBA_SHAPE(2, 1024, 1024)}, {COMBA_SHAPE(1024, 1024)}}},
     {0}};
 
 const comba_op COMBA_VARIANT(comba_op_linear) = {

@@ -15,7 +15,8 @@
                      (comba_tensor *[]){__VA_ARGS__}, more)
 
 /* y (..., n) = x (..., m) weight (n, m)^T + bias (n), bias optional */
-static inline comba_tensor *comba_linear(comba_graph *graph, comba_tensor *x, comba_tensor *weight, comba_tensor *bias) {
+static inline comba_tensor *comba_linear(comba_graph *graph, comba_tensor *x, comba_tensor *weight,
+                                         comba_tensor *bias) {
   return COMBA_APPEND(graph, linear, NULL, NULL, x, weight, bias);
 }
 
@@ -45,7 +46,8 @@ typedef struct comba_activation_attributes {
   comba_function function;
   double scale;
 } comba_activation_attributes;
-static inline comba_tensor *comba_activation(comba_graph *graph, comba_tensor *x, comba_function function, double scale) {
+static inline comba_tensor *comba_activation(comba_graph *graph, comba_tensor *x, comba_function function,
+                                             double scale) {
   comba_activation_attributes attributes = {function, scale};
   return COMBA_APPEND(graph, activation, &attributes, NULL, x);
 }
@@ -155,8 +157,8 @@ static inline comba_tensor *comba_patch_embedding(comba_graph *graph, comba_tens
 /* 2-D convolution (cross-correlation): x (B,C,H,W), weight (O,C,kh,kw), bias (O) optional -> (B,O,H',W') with
  * H' = (H + 2 padding - kh) / stride + 1 */
 typedef struct comba_window_attributes {
-  int64_t kernel;  /* max_pool only: side of the window */
-  int64_t stride;  /* 0 means 1 */
+  int64_t kernel; /* max_pool only: side of the window */
+  int64_t stride; /* 0 means 1 */
   int64_t padding;
 } comba_window_attributes;
 static inline comba_tensor *comba_convolution(comba_graph *graph, comba_tensor *x, comba_tensor *weight,
@@ -286,9 +288,9 @@ static inline comba_tensor *comba_gradient_clip(comba_graph *graph, comba_tensor
 typedef struct comba_adamw_attributes {
   bool decays;
 } comba_adamw_attributes;
-static inline comba_tensor *comba_adamw(comba_graph *graph, comba_tensor *weight, comba_tensor *gradient, comba_tensor *m,
-                                        comba_tensor *v, comba_tensor *settings, comba_tensor *clip, bool decays,
-                                        comba_tensor *moments[2]) {
+static inline comba_tensor *comba_adamw(comba_graph *graph, comba_tensor *weight, comba_tensor *gradient,
+                                        comba_tensor *m, comba_tensor *v, comba_tensor *settings, comba_tensor *clip,
+                                        bool decays, comba_tensor *moments[2]) {
   comba_adamw_attributes attributes = {decays};
   return COMBA_APPEND(graph, adamw, &attributes, moments, weight, gradient, m, v, settings, clip);
 }
@@ -329,9 +331,10 @@ static inline comba_tensor *comba_attention(comba_graph *graph, comba_tensor *q,
  * number of the first new token. A new token sees the cached tokens inside the window (all that the ring holds, without one)
  * and the new ones up to itself. `caches` receives the rings with the new tokens written in (the last `capacity` of them);
  * they may share memory with cache_k and cache_v. Not differentiable. */
-static inline comba_tensor *comba_attention_decode(comba_graph *graph, comba_tensor *q, comba_tensor *k, comba_tensor *v,
-                                                   comba_tensor *cache_k, comba_tensor *cache_v, comba_tensor *position,
-                                                   comba_attention_attributes attributes, comba_tensor *caches[2]) {
+static inline comba_tensor *comba_attention_decode(comba_graph *graph, comba_tensor *q, comba_tensor *k,
+                                                   comba_tensor *v, comba_tensor *cache_k, comba_tensor *cache_v,
+                                                   comba_tensor *position, comba_attention_attributes attributes,
+                                                   comba_tensor *caches[2]) {
   return COMBA_APPEND(graph, attention_decode, &attributes, caches, q, k, v, cache_k, cache_v, position);
 }
 

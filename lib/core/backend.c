@@ -1,0 +1,38 @@
+#ifdef HAVE_CONFIG_H
+#include "config.h"
+#endif
+#include "core/backend.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+extern const comba_op *const comba_op_table_baseline[];
+#ifdef COMBA_HAVE_X86_VARIANTS
+extern const comba_op *const comba_op_table_v3[];
+extern const comba_op *const comba_op_table_v4[];
+#endif
+
+#define FLOAT_SIZES                                                                                                    \
+  { sizeof(float), sizeof(float), sizeof(float), sizeof(float), sizeof(int32_t) }
+
+static const comba_backend baseline = {"CPU, baseline", comba_op_table_baseline, FLOAT_SIZES};
+#ifdef COMBA_HAVE_X86_VARIANTS
+static const comba_backend v3 = {"CPU, x86-64-v3 (AVX2)", comba_op_table_v3, FLOAT_SIZES};
+static const comba_backend v4 = {"CPU, x86-64-v4 (AVX-512)", comba_op_table_v4, FLOAT_SIZES};
+#endif
+
+const comba_backend *comba_backend_cpu(void) {
+#ifdef COMBA_HAVE_X86_VARIANTS
+  /* COMBA_CPU=baseline or v3 asks for less than the processor has, to compare or to reproduce another machine. */
+  const char *limit = getenv("COMBA_CPU");
+  if (limit && !strcmp(limit, "baseline")) return &baseline;
+  __builtin_cpu_init();
+  const bool has_v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+  const bool has_v4 = has_v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  if (has_v4 && !(limit && !strcmp(limit, "v3"))) return &v4;
+  if (has_v3) return &v3;
+#endif
+  return &baseline;
+}

@@ -1,0 +1,288 @@
+/* Building and running a graph. What runs and where it lies is decided in plan.c. */
+#include "core/graph_private.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+comba_status comba_graph_create(comba_graph **out, const comba_backend *backend, unsigned flags) {
+  comba_graph *graph = comba_allocate(sizeof *graph, "a graph");
+  if (!graph) return COMBA_ERROR_MEMORY;
+  graph->backend = backend;
+  graph->flags = flags;
+  *out = graph;
+  return COMBA_OK;
+}
+
+void comba_graph_free(comba_graph *graph) {
+  if (!graph) return;
+  for (int i = 0; i < graph->tensors; i++) {
+    free((char *)graph->tensor[i]->name);
+    free(graph->tensor[i]);
+  }
+  for (int i = 0; i < graph->nodes; i++) {
+    free(graph->node[i]->attributes);
+    free(graph->node[i]);
+  }
+  free(graph->tensor);
+  free(graph->node);
+  free(graph->storage);
+  free(graph->arena);
+  free(graph);
+}
+
+void comba_graph_fail(comba_graph *graph, comba_status status) {
+  if (graph->status != COMBA_OK) return;
+  graph->status = status;
+  snprintf(graph->message, sizeof graph->message, "%s", comba_last_error());
+}
+
+comba_status comba_graph_status(const comba_graph *graph) {
+  return graph->status == COMBA_OK ? COMBA_OK : comba_fail(graph->status, "%s", graph->message);
+}
+
+/* Room for one more element in an array that doubles; false with the graph failed if there is no memory. */
+static bool reserve(comba_graph *graph, void **array, int *capacity, int count, size_t size) {
+  if (count < *capacity) return true;
+  const int larger = *capacity ? *capacity * 2 : 64;
+  void *grown = realloc(*array, (size_t)larger * size);
+  if (!grown) {
+    comba_graph_fail(graph, comba_fail_memory((size_t)larger * size, "a graph"));
+    return false;
+  }
+  *array = grown;
+  *capacity = larger;
+  return true;
+}
+
+int comba_graph_add_storage(comba_graph *graph, size_t bytes) {
+  if (!reserve(graph, (void **)&graph->storage, &graph->storage_capacity, graph->storages, sizeof *graph->storage))
+    return -1;
+  graph->storage[graph->storages] = (comba_storage){.bytes = bytes, .first = -1, .last = -1, .gradient = -1};
+  return graph->storages++;
+}
+
+static comba_tensor *add_tensor(comba_graph *graph, const char *name, comba_class class, comba_shape shape,
+                                int storage) {
+  if (graph->status != COMBA_OK || storage < 0) return NULL;
+  if (!reserve(graph, (void **)&graph->tensor, &graph->tensor_capacity, graph->tensors, sizeof *graph->tensor))
+    return NULL;
+  comba_tensor *tensor = comba_allocate(sizeof *tensor, "a tensor");
+  char *copy = name ? strdup(name) : NULL;
+  if (!tensor || (name && !copy)) {
+    free(tensor);
+    free(copy);
+    comba_graph_fail(graph, comba_fail_memory(sizeof *tensor, "a tensor"));
+    return NULL;
+  }
+  *tensor = (comba_tensor){.name = copy, .class = class, .shape = shape, .producer = -1, .storage = storage};
+  return graph->tensor[graph->tensors++] = tensor;
+}
+
+static int new_storage(comba_graph *graph, comba_class class, const comba_shape *shape) {
+  if (graph->status != COMBA_OK) return -1;
+  const int64_t elements = comba_shape_elements(shape);
+  if (elements < 0 || elements > (int64_t)1 << 40) {
+    char text[COMBA_SHAPE_TEXT];
+    comba_graph_fail(
+        graph, comba_fail(COMBA_ERROR_ARGUMENT, "a tensor of shape %s is too large", comba_shape_text(shape, text)));
+    return -1;
+  }
+  return comba_graph_add_storage(graph, (size_t)elements * graph->backend->size[class]);
+}
+
+static comba_tensor *add_input(comba_graph *graph, const char *name, comba_class class, comba_shape shape,
+                               bool gradient) {
+  comba_tensor *tensor = add_tensor(graph, name, class, shape, new_storage(graph, class, &shape));
+  if (!tensor) return NULL;
+  graph->storage[tensor->storage].whole_life = true;
+  tensor->needs_gradient = gradient && graph->flags & COMBA_GRAPH_BACKWARD;
+  graph->storage[tensor->storage].keep_gradient = tensor->needs_gradient;
+  return tensor;
+}
+
+comba_tensor *comba_graph_input(comba_graph *graph, const char *name, comba_class class, comba_shape shape) {
+  return add_input(graph, name, class, shape, false);
+}
+
+comba_tensor *comba_graph_input_with_gradient(comba_graph *graph, const char *name, comba_shape shape) {
+  return add_input(graph, name, COMBA_ACTIVATION, shape, true);
+}
+
+comba_tensor *comba_graph_external(comba_graph *graph, const char *name, comba_class class, comba_shape shape,
+                                   void *data) {
+  comba_tensor *tensor = add_tensor(graph, name, class, shape, new_storage(graph, class, &shape));
+  if (!tensor) return NULL;
+  graph->storage[tensor->storage].external = true;
+  graph->storage[tensor->storage].data = tensor->data = data;
+  return tensor;
+}
+
+comba_tensor *comba_graph_parameter(comba_graph *graph, const char *name, comba_shape shape, void *data,
+                                    void *gradient) {
+  comba_tensor *tensor = comba_graph_external(graph, name, COMBA_PARAMETER, shape, data);
+  if (!tensor) return NULL;
+  tensor->needs_gradient = gradient && graph->flags & COMBA_GRAPH_BACKWARD;
+  if (tensor->needs_gradient) {
+    const int storage = comba_graph_add_storage(graph, 0);
+    if (storage < 0) return NULL;
+    graph->storage[storage].external = true;
+    graph->storage[storage].data = tensor->gradient = gradient;
+    graph->storage[tensor->storage].gradient = storage;
+  }
+  return tensor;
+}
+
+comba_tensor *comba_graph_append(comba_graph *graph, comba_op_id id, const void *attributes, int inputs,
+                                 comba_tensor *const *input, comba_tensor **more) {
+  if (graph->status != COMBA_OK) return NULL;
+  const comba_op *op = graph->backend->op[id];
+  comba_node *node = comba_allocate(sizeof *node, "a graph node");
+  void *copy = op->attributes_size ? comba_allocate(op->attributes_size, "a node's attributes") : NULL;
+  if (!node || (op->attributes_size && !copy) ||
+      !reserve(graph, (void **)&graph->node, &graph->node_capacity, graph->nodes, sizeof *graph->node)) {
+    free(node);
+    free(copy);
+    comba_graph_fail(graph, COMBA_ERROR_MEMORY);
+    return NULL;
+  }
+  if (attributes && copy) memcpy(copy, attributes, op->attributes_size);
+  const int index = graph->nodes;
+  graph->node[graph->nodes++] = node;
+  node->id = id;
+  node->op = op;
+  node->attributes = copy;
+  comba_signature *s = &node->signature;
+  s->op = op->name;
+  s->attributes = copy;
+  s->inputs = inputs;
+  bool differentiable = false;
+  for (int i = 0; i < inputs; i++) {
+    node->input[i] = input[i];
+    if (input[i]) {
+      s->input[i] = input[i]->shape;
+      differentiable |= input[i]->needs_gradient && op->backward;
+    } else if (!(op->optional_inputs >> i & 1)) {
+      comba_graph_fail(graph, comba_fail(COMBA_ERROR_ARGUMENT, "%s: input %d is missing", op->name, i));
+      return NULL;
+    }
+  }
+  const comba_status status = op->infer(s);
+  if (status != COMBA_OK) {
+    comba_graph_fail(graph, status);
+    return NULL;
+  }
+  for (int i = 0; i < s->outputs; i++) {
+    comba_tensor *output = add_tensor(graph, NULL, op->output_class[i], s->output[i],
+                                      new_storage(graph, op->output_class[i], &s->output[i]));
+    if (!output) return NULL;
+    output->producer = index;
+    output->needs_gradient = differentiable && output->class != COMBA_INDEX;
+    node->output[i] = output;
+    if (more && i > 0) more[i - 1] = output;
+  }
+  return node->output[0];
+}
+
+comba_tensor *comba_reshape(comba_graph *graph, comba_tensor *x, comba_shape shape) {
+  if (graph->status != COMBA_OK || !x) return NULL;
+  if (comba_shape_elements(&shape) != comba_shape_elements(&x->shape)) {
+    char from[COMBA_SHAPE_TEXT], to[COMBA_SHAPE_TEXT];
+    comba_graph_fail(graph, comba_fail(COMBA_ERROR_ARGUMENT, "reshape: %s does not hold as many values as %s",
+                                       comba_shape_text(&shape, to), comba_shape_text(&x->shape, from)));
+    return NULL;
+  }
+  comba_tensor *view = add_tensor(graph, NULL, x->class, shape, x->storage);
+  if (!view) return NULL;
+  view->data = x->data;
+  view->gradient = x->gradient;
+  view->producer = x->producer;
+  view->needs_gradient = x->needs_gradient;
+  return view;
+}
+
+void comba_graph_keep(comba_graph *graph, comba_tensor *tensor) {
+  if (tensor) graph->storage[tensor->storage].keep = true;
+}
+
+void comba_graph_store(comba_graph *graph, comba_tensor *tensor, comba_tensor *target) {
+  if (tensor && target) tensor->storage = target->storage;
+}
+
+void comba_graph_seed(comba_graph *graph, comba_tensor *tensor) {
+  if (!tensor) return;
+  graph->storage[tensor->storage].seed = true;
+  graph->storage[tensor->storage].keep_gradient = true;
+}
+
+uint64_t comba_graph_stream(comba_graph *graph) {
+  return graph->streams++;
+}
+
+void comba_graph_bind_run(comba_graph *graph, const comba_run *run) {
+  for (int i = 0; i < graph->nodes; i++) graph->node[i]->forward.run = graph->node[i]->backward.run = run;
+}
+
+/* ---- Running ------------------------------------------------------------------------------------------------------- */
+
+static bool profiling;
+static struct {
+  int64_t calls;
+  double seconds, flops, bytes;
+} profile[COMBA_OP_COUNT][2];
+static const char *profile_name[COMBA_OP_COUNT];
+
+void comba_profile_enable(bool enabled) {
+  profiling = enabled;
+}
+
+static double now(void) {
+  struct timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+static void run(const comba_node *node, int pass) {
+  void (*const kernel)(const comba_call *) = pass ? node->op->backward : node->op->forward;
+  const comba_call *call = pass ? &node->backward : &node->forward;
+  if (!profiling) {
+    kernel(call);
+    return;
+  }
+  const double start = now();
+  kernel(call);
+  profile[node->id][pass].seconds += now() - start;
+  profile[node->id][pass].calls++;
+  profile[node->id][pass].flops += pass ? node->signature.backward_flops : node->signature.forward_flops;
+  profile[node->id][pass].bytes += node->bytes[pass];
+  profile_name[node->id] = node->op->name;
+}
+
+void comba_graph_forward(comba_graph *graph) {
+  for (int i = 0; i < graph->nodes; i++) run(graph->node[i], 0);
+}
+
+void comba_graph_backward(comba_graph *graph) {
+  for (int i = graph->nodes - 1; i >= 0; i--)
+    if (graph->node[i]->runs_backward) run(graph->node[i], 1);
+}
+
+static int by_time(const void *a, const void *b) {
+  const double x = ((const comba_profile_row *)a)->seconds, y = ((const comba_profile_row *)b)->seconds;
+  return (x < y) - (x > y);
+}
+
+int comba_profile_rows(comba_profile_row *rows, int capacity) {
+  comba_profile_row all[COMBA_OP_COUNT * 2];
+  int count = 0;
+  for (int id = 0; id < COMBA_OP_COUNT; id++)
+    for (int pass = 0; pass < 2; pass++)
+      if (profile[id][pass].calls)
+        all[count++] =
+            (comba_profile_row){profile_name[id],          pass ? "backward" : "forward", profile[id][pass].calls,
+                                profile[id][pass].seconds, profile[id][pass].flops,       profile[id][pass].bytes};
+  qsort(all, (size_t)count, sizeof *all, by_time);
+  memcpy(rows, all, (size_t)(count < capacity ? count : capacity) * sizeof *all);
+  return count;
+}
