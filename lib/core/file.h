@@ -49,7 +49,7 @@ comba_status comba_folder_is_empty(const char *path, bool *empty);
  * outside of `parent` is touched. One that does not exist is fine. */
 comba_status comba_folder_remove(const char *parent, const char *name);
 /* Puts the finished folder `parent`/`made` in place as `parent`/`name`. An older folder of that name is exchanged in one step
- * where the file system can (otherwise moved aside first) and then removed. */
+ * where the file system can (otherwise it is first moved aside to NAME.old) and then removed. */
 comba_status comba_folder_replace(const char *parent, const char *made, const char *name);
 /* Removes the temporaries that killed processes left in a folder. Only for the one process that writes there. */
 comba_status comba_folder_sweep(const char *path);
