@@ -207,7 +207,15 @@ void comba_graph_keep(comba_graph *graph, comba_tensor *tensor) {
 }
 
 void comba_graph_store(comba_graph *graph, comba_tensor *tensor, comba_tensor *target) {
-  if (tensor && target) tensor->storage = target->storage;
+  if (!tensor || !target) return;
+  if (comba_shape_equal(&tensor->shape, &target->shape)) {
+    tensor->storage = target->storage;
+    return;
+  }
+  char from[COMBA_SHAPE_TEXT], to[COMBA_SHAPE_TEXT];
+  comba_graph_fail(graph, comba_fail(COMBA_ERROR_ARGUMENT, "a result of shape %s cannot be stored in '%s' of shape %s",
+                                     comba_shape_text(&tensor->shape, from), target->name,
+                                     comba_shape_text(&target->shape, to)));
 }
 
 void comba_graph_seed(comba_graph *graph, comba_tensor *tensor) {

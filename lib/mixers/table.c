@@ -1,0 +1,19 @@
+#include "mixers/mixer.h"
+
+#include <string.h>
+
+const comba_mixer_row *const comba_mixer_table[] = {
+    &comba_mixer_comba,
+    &comba_mixer_transformer,
+    NULL,
+};
+
+const comba_mixer_row *comba_mixer_find(const char *model_type) {
+  static const char suffix[] = "_vision";
+  size_t length = strlen(model_type);
+  if (length >= sizeof suffix && !strcmp(model_type + length - (sizeof suffix - 1), suffix))
+    length -= sizeof suffix - 1;
+  for (const comba_mixer_row *const *row = comba_mixer_table; *row; row++)
+    if (strlen((*row)->model_type) == length && !memcmp((*row)->model_type, model_type, length)) return *row;
+  return NULL;
+}

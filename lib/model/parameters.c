@@ -1,0 +1,144 @@
+#include "model/parameters.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/random.h"
+
+enum { PADDING = 16 };
+
+static int64_t padded(const comba_weight *weight) {
+  return (comba_shape_elements(&weight->shape) + PADDING - 1) / PADDING * PADDING;
+}
+
+int comba_weight_slab(const comba_weight *weight) {
+  return weight->role <= COMBA_ROLE_EMBEDDING ? COMBA_SLAB_DECAYED : COMBA_SLAB_OTHER;
+}
+
+const comba_weight *comba_parameters_find(const comba_parameters *parameters, const char *name) {
+  for (int i = 0; i < parameters->count; i++)
+    if (!strcmp(parameters->weight[i].name, name)) return &parameters->weight[i];
+  return NULL;
+}
+
+comba_status comba_parameters_declare(comba_parameters *parameters, const char *name, comba_shape shape,
+                                      comba_role role, comba_initial initial) {
+  const comba_weight *known = comba_parameters_find(parameters, name);
+  if (known) {
+    if (comba_shape_equal(&known->shape, &shape)) return COMBA_OK;
+    char first[COMBA_SHAPE_TEXT], second[COMBA_SHAPE_TEXT];
+    return comba_fail(COMBA_ERROR_ARGUMENT, "parameter '%s' is used with shapes %s and %s", name,
+                      comba_shape_text(&known->shape, first), comba_shape_text(&shape, second));
+  }
+  if (parameters->count == parameters->capacity) {
+    const int capacity = parameters->capacity ? parameters->capacity * 2 : 64;
+    comba_weight *grown = realloc(parameters->weight, (size_t)capacity * sizeof *grown);
+    if (!grown) return comba_fail_memory((size_t)capacity * sizeof *grown, "the list of parameters");
+    parameters->weight = grown;
+    parameters->capacity = capacity;
+  }
+  comba_weight *weight = &parameters->weight[parameters->count];
+  *weight = (comba_weight){.name = strdup(name), .shape = shape, .role = role, .initial = initial};
+  if (!weight->name) return comba_fail_memory(strlen(name), "a parameter's name");
+  comba_slab *slab = &parameters->slab[comba_weight_slab(weight)];
+  weight->offset = slab->elements;
+  slab->elements += padded(weight);
+  parameters->count++;
+  return COMBA_OK;
+}
+
+comba_status comba_parameters_allocate(comba_parameters *parameters) {
+  for (int i = 0; i < COMBA_SLABS; i++) {
+    comba_slab *slab = &parameters->slab[i];
+    slab->data = comba_allocate((size_t)slab->elements * sizeof(float), "the weights");
+    slab->gradient = comba_allocate((size_t)slab->elements * sizeof(float), "the gradients");
+    if (!slab->data || !slab->gradient) return COMBA_ERROR_MEMORY;
+  }
+  return COMBA_OK;
+}
+
+comba_status comba_parameters_allocate_moments(comba_parameters *parameters) {
+  for (int i = 0; i < COMBA_SLABS; i++) {
+    comba_slab *slab = &parameters->slab[i];
+    if (!slab->moment1) slab->moment1 = comba_allocate((size_t)slab->elements * sizeof(float), "AdamW's moments");
+    if (!slab->moment2) slab->moment2 = comba_allocate((size_t)slab->elements * sizeof(float), "AdamW's moments");
+    if (!slab->moment1 || !slab->moment2) return COMBA_ERROR_MEMORY;
+  }
+  return COMBA_OK;
+}
+
+static double draw(const comba_initial *initial, uint64_t seed, uint64_t stream, uint64_t index) {
+  switch (initial->distribution) {
+  case COMBA_DRAW_CONSTANT: return initial->a;
+  case COMBA_DRAW_NORMAL: return initial->a * comba_random_normal(seed, stream, index);
+  case COMBA_DRAW_TRUNCATED_NORMAL:
+    for (uint64_t attempt = 0;; attempt++) {
+      const double x = initial->a * comba_random_normal(seed, stream + attempt, index);
+      if (x >= -2 && x <= 2) return x;
+    }
+  case COMBA_DRAW_UNIFORM: return initial->a * (2 * comba_random_uniform(seed, stream, index) - 1);
+  case COMBA_DRAW_A_LOG: return log(initial->a + (16 - initial->a) * comba_random_uniform(seed, stream, index));
+  case COMBA_DRAW_DT_BIAS: {
+    const double low = log(1e-3), high = log(1e-1);
+    double step = exp(low + (high - low) * comba_random_uniform(seed, stream, index));
+    if (step < 1e-4) step = 1e-4;
+    return step + log(-expm1(-step));
+  }
+  }
+  return 0;
+}
+
+void comba_parameters_initialize(comba_parameters *parameters, uint64_t seed) {
+  for (int i = 0; i < parameters->count; i++) {
+    const comba_weight *weight = &parameters->weight[i];
+    float *data = comba_parameters_data(parameters, weight);
+    const int64_t elements = comba_shape_elements(&weight->shape);
+    const uint64_t stream = comba_random_stream(weight->name);
+#pragma omp parallel for
+    for (int64_t k = 0; k < elements; k++) data[k] = (float)draw(&weight->initial, seed, stream, (uint64_t)k);
+  }
+}
+
+void comba_parameters_zero_gradient(comba_parameters *parameters) {
+  for (int i = 0; i < COMBA_SLABS; i++)
+    memset(parameters->slab[i].gradient, 0, (size_t)parameters->slab[i].elements * sizeof(float));
+}
+
+void comba_parameters_release(comba_parameters *parameters) {
+  for (int i = 0; i < parameters->count; i++) free(parameters->weight[i].name);
+  free(parameters->weight);
+  for (int i = 0; i < COMBA_SLABS; i++) {
+    free(parameters->slab[i].data);
+    free(parameters->slab[i].gradient);
+    free(parameters->slab[i].moment1);
+    free(parameters->slab[i].moment2);
+  }
+  *parameters = (comba_parameters){0};
+}
+
+float *comba_parameters_data(const comba_parameters *parameters, const comba_weight *weight) {
+  return parameters->slab[comba_weight_slab(weight)].data + weight->offset;
+}
+
+float *comba_parameters_gradient(const comba_parameters *parameters, const comba_weight *weight) {
+  return parameters->slab[comba_weight_slab(weight)].gradient + weight->offset;
+}
+
+int64_t comba_parameters_elements(const comba_parameters *parameters) {
+  int64_t elements = 0;
+  for (int i = 0; i < parameters->count; i++) elements += comba_shape_elements(&parameters->weight[i].shape);
+  return elements;
+}
+
+comba_status comba_parameters_describe(const comba_parameters *parameters, size_t index, comba_parameter *out) {
+  if (index >= (size_t)parameters->count)
+    return comba_fail(COMBA_ERROR_ARGUMENT, "parameter %zu: the model has %d", index, parameters->count);
+  const comba_weight *weight = &parameters->weight[index];
+  *out = (comba_parameter){weight->name,
+                           weight->shape.rank,
+                           weight->shape.size,
+                           comba_shape_elements(&weight->shape),
+                           comba_parameters_data(parameters, weight),
+                           comba_parameters_gradient(parameters, weight)};
+  return COMBA_OK;
+}

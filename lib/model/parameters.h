@@ -1,0 +1,74 @@
+/* The weights of a model: named, with a role and an initial distribution, in two contiguous slabs of float32 (those that
+ * weight decay acts on, and the others), each beside its gradient and the two moments of AdamW. */
+#ifndef COMBA_MODEL_PARAMETERS_H
+#define COMBA_MODEL_PARAMETERS_H
+
+#include "core/op.h"
+
+/* What a parameter is for; weight decay acts on the first three. */
+typedef enum comba_role {
+  COMBA_ROLE_MATRIX,
+  COMBA_ROLE_CONVOLUTION,
+  COMBA_ROLE_EMBEDDING,
+  COMBA_ROLE_POSITION, /* position embeddings */
+  COMBA_ROLE_VECTOR,   /* norm weights, biases */
+  COMBA_ROLE_SCALAR,   /* one number a head: A_log, dt_bias, D, decay */
+} comba_role;
+
+typedef enum comba_distribution {
+  COMBA_DRAW_CONSTANT,         /* a */
+  COMBA_DRAW_NORMAL,           /* mean 0, standard deviation a */
+  COMBA_DRAW_TRUNCATED_NORMAL, /* the same, cut at +-2 (not 2 a): what trunc_normal_ does by default */
+  COMBA_DRAW_UNIFORM,          /* in [-a, a] */
+  COMBA_DRAW_A_LOG,            /* ln U(a, 16): Mamba2's decay rates */
+  COMBA_DRAW_DT_BIAS,          /* inverse softplus of a time step log-uniform in [1e-3, 1e-1], at least 1e-4 */
+} comba_distribution;
+
+typedef struct comba_initial {
+  comba_distribution distribution;
+  double a;
+} comba_initial;
+
+typedef struct comba_weight {
+  char *name;
+  comba_shape shape;
+  comba_role role;
+  comba_initial initial;
+  int64_t offset; /* in its slab, in elements */
+} comba_weight;
+
+enum { COMBA_SLAB_DECAYED, COMBA_SLAB_OTHER, COMBA_SLABS };
+
+typedef struct comba_slab {
+  int64_t elements; /* each weight padded to a multiple of 16; the padding is 0 and stays 0 */
+  float *data, *gradient, *moment1, *moment2;
+} comba_slab;
+
+typedef struct comba_parameters {
+  int count, capacity;
+  comba_weight *weight;
+  comba_slab slab[COMBA_SLABS];
+} comba_parameters;
+
+/* Declares a parameter; the same name again must come with the same shape. Before comba_parameters_allocate only. */
+comba_status comba_parameters_declare(comba_parameters *parameters, const char *name, comba_shape shape,
+                                      comba_role role, comba_initial initial);
+/* Memory for everything declared, zero. The moments are allocated by comba_parameters_allocate_moments. */
+comba_status comba_parameters_allocate(comba_parameters *parameters);
+comba_status comba_parameters_allocate_moments(comba_parameters *parameters);
+/* Draws every parameter from (seed, its name). */
+void comba_parameters_initialize(comba_parameters *parameters, uint64_t seed);
+void comba_parameters_zero_gradient(comba_parameters *parameters);
+void comba_parameters_release(comba_parameters *parameters);
+
+/* NULL if there is none of that name. */
+const comba_weight *comba_parameters_find(const comba_parameters *parameters, const char *name);
+int comba_weight_slab(const comba_weight *weight);
+float *comba_parameters_data(const comba_parameters *parameters, const comba_weight *weight);
+float *comba_parameters_gradient(const comba_parameters *parameters, const comba_weight *weight);
+int64_t comba_parameters_elements(const comba_parameters *parameters);
+
+/* The public view of parameter `index`. */
+comba_status comba_parameters_describe(const comba_parameters *parameters, size_t index, comba_parameter *out);
+
+#endif
