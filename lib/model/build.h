@@ -36,6 +36,7 @@ typedef struct comba_build {
   bool causal;                                       /* false in vision models: softmax attention sees every token */
   comba_initial matrix_initial, convolution_initial; /* of the model */
   double norm_eps;
+  double label_smoothing; /* vision, training */
   comba_tensor *cu_seqlens; /* (N+1) or NULL */
   /* decoding only */
   comba_states *states;   /* NULL: sequences start from zero and end without a trace */

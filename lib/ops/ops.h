@@ -199,6 +199,11 @@ static inline comba_tensor *comba_sequence_pool(comba_graph *graph, comba_tensor
   return COMBA_APPEND(graph, sequence_pool, NULL, NULL, x, scores);
 }
 
+/* (B,T,d) -> (B,d): the last token */
+static inline comba_tensor *comba_last_token(comba_graph *graph, comba_tensor *x) {
+  return COMBA_APPEND(graph, last_token, NULL, NULL, x);
+}
+
 /* Mean cross entropy over the rows whose target is not negative (0 if there is none): logits (..., V), targets (...) int32
  * in [0, V) or negative = ignored -> loss (1). `rows` (or NULL) receives the loss of each row (0 where ignored), without a
  * gradient and without smoothing. Label smoothing s: the target has 1 - s + s/V, every other class s/V. */

@@ -1,0 +1,101 @@
+/* Language models (mixers.md 3.1): x = Emb[ids]; each layer x += mixer(RMSNorm(x)), x += MLP(RMSNorm(x));
+ * logits = RMSNorm(x) W_head^T. Each residual add is fused into the norm that follows it. */
+#include "mixers/attention.h"
+#include "model/model_private.h"
+#include "ops/ops.h"
+
+bool comba_layer_attends(const comba_config *config, int64_t layer) {
+  return config->hybrid_of_layer[layer] >= 0;
+}
+
+comba_tensor *comba_build_layer_mixer(comba_build *build, int64_t layer, comba_tensor *x) {
+  const comba_config *config = build->config;
+  const size_t length = comba_build_enter(build, "attn");
+  comba_tensor *y;
+  if (comba_layer_attends(config, layer)) {
+    const comba_hybrid *hybrid = &config->hybrid[config->hybrid_of_layer[layer]];
+    const comba_attention_config attention = {
+        .num_heads = hybrid->num_heads,
+        .num_kv_heads = hybrid->num_kv_heads,
+        .qkv_bias = hybrid->qkv_bias && config->kind == COMBA_KIND_LANGUAGE, /* fla-zoo ignores it */
+        .window_size = hybrid->window_size,
+        .rope_theta = hybrid->rope_theta,
+        .use_rope = hybrid->use_rope,
+    };
+    y = comba_build_attention(build, &attention, x);
+  } else {
+    y = config->mixer->build(build, config->mixer_config, x);
+  }
+  comba_build_leave(build, length);
+  return y;
+}
+
+/* The residual stream before a norm: x, and what the last branch adds to it (NULL at the start). */
+typedef struct stream {
+  comba_tensor *x, *branch;
+} stream;
+
+static comba_tensor *norm(comba_build *build, const char *name, stream *s) {
+  comba_tensor *weight = comba_build_vector(build, name, build->config->hidden_size, 1);
+  if (!s->branch) return comba_rms_norm(build->graph, s->x, NULL, weight, build->norm_eps, NULL);
+  comba_tensor *sum = NULL;
+  comba_tensor *y = comba_rms_norm(build->graph, s->branch, s->x, weight, build->norm_eps, &sum);
+  s->x = sum;
+  s->branch = NULL;
+  return y;
+}
+
+static comba_tensor *mlp(comba_build *build, comba_tensor *x) {
+  const int64_t d = build->config->hidden_size, m = comba_config_intermediate_size(build->config);
+  const size_t length = comba_build_enter(build, "mlp");
+  comba_tensor *gate = comba_build_linear(build, "gate_proj", x, m, false);
+  comba_tensor *up = comba_build_linear(build, "up_proj", x, m, false);
+  comba_tensor *y = comba_swiglu(build->graph, gate, up);
+  y = comba_linear(build->graph, y, comba_build_residual_weight(build, "down_proj.weight", COMBA_SHAPE(d, m)), NULL);
+  comba_build_leave(build, length);
+  return y;
+}
+
+static void build_layer(comba_build *build, int64_t layer, stream *s) {
+  const size_t length = comba_build_enter(build, "layers.%lld", (long long)layer);
+  s->branch = comba_build_layer_mixer(build, layer, norm(build, "attn_norm.weight", s));
+  if (build->config->use_mlp) s->branch = mlp(build, norm(build, "mlp_norm.weight", s));
+  comba_build_leave(build, length);
+}
+
+void comba_language_build(comba_build *build, comba_plan *plan) {
+  const comba_config *config = build->config;
+  comba_graph *graph = build->graph;
+  const int64_t B = build->batch, T = build->length, d = config->hidden_size, V = config->vocab_size;
+  const comba_initial initial = {COMBA_DRAW_NORMAL, config->initializer_range};
+
+  plan->input_ids = comba_graph_input(graph, "input_ids", COMBA_INDEX, COMBA_SHAPE(B, T));
+  if (plan->sequences)
+    plan->cu_seqlens = build->cu_seqlens =
+        comba_graph_input(graph, "cu_seqlens", COMBA_INDEX, COMBA_SHAPE(plan->sequences + 1));
+  if (build->states)
+    plan->position = build->position = comba_graph_input(graph, "position", COMBA_INDEX, COMBA_SHAPE(1));
+
+  size_t length = comba_build_enter(build, "model");
+  comba_tensor *embeddings =
+      comba_build_parameter(build, "embeddings.weight", COMBA_SHAPE(V, d), COMBA_ROLE_EMBEDDING, initial);
+  stream s = {
+      comba_embedding(graph, plan->input_ids, embeddings, (comba_embedding_attributes){config->pad_token_id + 1}),
+      NULL};
+  for (int64_t layer = 0; layer < config->num_hidden_layers; layer++) build_layer(build, layer, &s);
+  comba_tensor *y = norm(build, "norm.weight", &s);
+  comba_build_leave(build, length);
+
+  comba_tensor *head = config->tie_word_embeddings ? embeddings
+                                                   : comba_build_parameter(build, "lm_head.weight", COMBA_SHAPE(V, d),
+                                                                           COMBA_ROLE_MATRIX, initial);
+  if (build->states && T > 1) y = comba_last_token(graph, y);
+  plan->logits = comba_linear(graph, y, head, NULL);
+  comba_graph_keep(graph, plan->logits);
+  if (build->states) return;
+  plan->targets = comba_graph_input(graph, "targets", COMBA_INDEX, COMBA_SHAPE(B, T));
+  plan->loss = comba_cross_entropy(graph, plan->logits, plan->targets, 0, &plan->row_losses);
+  comba_graph_keep(graph, plan->loss);
+  comba_graph_keep(graph, plan->row_losses);
+  if (build->training) comba_graph_seed(graph, plan->loss);
+}

@@ -1,0 +1,61 @@
+/* The inside of a model: its config, its weights, and its plans. */
+#ifndef COMBA_MODEL_MODEL_PRIVATE_H
+#define COMBA_MODEL_MODEL_PRIVATE_H
+
+#include "model/build.h"
+
+/* One planned graph: what it was planned for, and the tensors that the caller writes and reads. */
+typedef struct comba_plan {
+  comba_pass pass;
+  int64_t batch, length, sequences; /* length: tokens; 0 in vision. sequences: of cu_seqlens, 0 without */
+  comba_graph *graph;
+  comba_tensor *input_ids, *pixel_values, *targets, *cu_seqlens, *position;
+  comba_tensor *logits, *loss, *row_losses;
+  uint64_t last_use;
+} comba_plan;
+
+enum { COMBA_MAX_PLANS = 8 };
+
+struct comba_model {
+  comba_config *config;
+  char *config_text;
+  comba_options options;
+  const comba_backend *backend;
+  comba_parameters parameters;
+  comba_plan plan[COMBA_MAX_PLANS];
+  const comba_plan *current; /* of the last forward */
+  uint64_t uses;
+  comba_run training_run, evaluation_run;
+  int64_t optimizer_step; /* AdamW steps taken */
+  comba_graph *optimizer_graph;
+  comba_tensor *optimizer_settings, *optimizer_clip;
+  int optimizer_decays_scalars;
+  comba_states states; /* of the plan being built by a decoder; empty otherwise */
+};
+
+/* Forward code: appends the model to build->graph and fills in the plan's tensors. A decoder's plan (build->states set) has
+ * logits of the last token alone and no loss. */
+void comba_language_build(comba_build *build, comba_plan *plan);
+void comba_vision_build(comba_build *build, comba_plan *plan);
+
+/* A build context with the model's settings; `graph` is new. */
+comba_build comba_model_build_context(const comba_model *model, comba_graph *graph);
+/* The mixer of layer i: softmax attention where the config's `attn` says so, else the model's own. */
+comba_tensor *comba_build_layer_mixer(comba_build *build, int64_t layer, comba_tensor *x);
+bool comba_layer_attends(const comba_config *config, int64_t layer);
+
+/* Token-by-token loss of the last forward, in nats, 0 where ignored: (B,T) or (B). */
+const float *comba_model_row_losses(const comba_model *model);
+/* Memory and FLOPs of the plan for one training step of this size. */
+comba_status comba_model_cost(comba_model *model, comba_pass pass, int64_t batch, int64_t length, comba_graph_cost *cost);
+
+/* AdamW's moments and step as PATH (safetensors), for checkpoints. */
+comba_status comba_model_save_optimizer(const comba_model *model, const char *path);
+comba_status comba_model_load_optimizer(comba_model *model, const char *path);
+/* Copies weights from another checkpoint folder whose shapes must be those of this model. */
+comba_status comba_model_load_weights(comba_model *model, const char *directory);
+/* Number of forward passes in training so far: the step of dropout and random scans, part of a checkpoint. */
+uint64_t comba_model_training_passes(const comba_model *model);
+void comba_model_set_training_passes(comba_model *model, uint64_t passes);
+
+#endif
