@@ -1,0 +1,17 @@
+/* Timing the benchmark cases of the operator table. */
+#ifndef COMBA_TESTS_OP_PERF_H
+#define COMBA_TESTS_OP_PERF_H
+
+#include "op_case.h"
+
+/* What the machine can do, measured before the cases: the ceilings of the roofline. */
+typedef struct op_ceiling {
+  double flops; /* best rate of a float32 matrix product, 2048 cubed, a second */
+  double bytes; /* rate at which memory is copied (read plus written), a second */
+} op_ceiling;
+op_ceiling op_measure_ceiling(void);
+
+/* One line for forward and one for backward: median time, rates, and the share of what the roofline allows. */
+void op_print_perf(const op_variant *variant, int id, const comba_case *c, const op_ceiling *ceiling);
+
+#endif
