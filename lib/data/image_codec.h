@@ -2,8 +2,6 @@
 #ifndef COMBA_DATA_IMAGE_CODEC_H
 #define COMBA_DATA_IMAGE_CODEC_H
 
-#include <stdbool.h>
-
 #include "data/image.h"
 
 typedef struct comba_image_source {

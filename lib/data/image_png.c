@@ -32,13 +32,26 @@ static void on_read(png_structp png, png_bytep data, size_t length) {
   r->position += length;
 }
 
-/* The size that the header declares, before libpng sees it: its own message does not say what was wrong. */
-static comba_status check_header(const comba_image_source *source) {
-  if (source->size < 24 || memcmp(source->data + 12, "IHDR", 4) != 0)
+static uint32_t read32(const uint8_t *bytes) {
+  return (uint32_t)bytes[0] << 24 | (uint32_t)bytes[1] << 16 | (uint32_t)bytes[2] << 8 | bytes[3];
+}
+
+/* Header and chunk lengths, before libpng sees them: it takes memory for a chunk before it knows whether the file has so many
+ * bytes, and its message for a size of zero does not say so. */
+static comba_status check_chunks(const comba_image_source *source) {
+  const uint8_t *data = source->data;
+  if (source->size < 24 || memcmp(data + 12, "IHDR", 4) != 0)
     return comba_fail(COMBA_ERROR_FORMAT, "%s: PNG signature without a header, expected IHDR", source->name);
-  uint32_t side[2] = {0};
-  for (int i = 0; i < 8; i++) side[i / 4] = side[i / 4] << 8 | source->data[16 + i];
-  return comba_image_check_size(source->name, side[0], side[1]);
+  for (size_t at = 8; source->size - at >= 12;) { /* length, name, data, checksum */
+    const uint32_t length = read32(data + at);
+    if (length > source->size - at - 12) break;
+    if (memcmp(data + at + 4, "IEND", 4) == 0)
+      return comba_image_check_size(source->name, read32(data + 16), read32(data + 20));
+    at += 12 + (size_t)length;
+  }
+  return comba_fail(COMBA_ERROR_FORMAT,
+                    "%s: this PNG file of %zu bytes is cut or damaged: its chunks do not end in IEND", source->name,
+                    source->size);
 }
 
 /* Deflate gains at most a factor of 1032, so a small file that declares a large picture is refused before memory is
@@ -74,7 +87,7 @@ static void convert(uint8_t *pixels, int64_t count, int found, int wanted) {
 }
 
 comba_status comba_png_decode(comba_image *image, int *orientation, const comba_image_source *source) {
-  comba_status status = check_header(source);
+  comba_status status = check_chunks(source);
   if (status != COMBA_OK) return status;
   png_structp png = NULL;
   png_infop info = NULL;
