@@ -1,0 +1,2 @@
+documentation =
+EXTRA_DIST += $(documentation)

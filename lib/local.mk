@@ -1,0 +1,136 @@
+# libcomba. Rules for its version (libtool's current:revision:age), at each release:
+#   code changed, interface not: revision + 1; functions added: current + 1, revision 0, age + 1;
+#   a function removed or its meaning changed: current + 1, revision 0, age 0. The soname is libcomba.so.(current - age).
+COMBA_LIBRARY_VERSION = 0:0:0
+
+include_HEADERS = lib/comba.h
+
+library_sources = \
+	lib/core/backend.c \
+	lib/core/backend.h \
+	lib/core/file.c \
+	lib/core/file.h \
+	lib/core/gemm.c \
+	lib/core/gemm.h \
+	lib/core/graph.c \
+	lib/core/graph.h \
+	lib/core/graph_private.h \
+	lib/core/op.h \
+	lib/core/parallel.h \
+	lib/core/plan.c \
+	lib/core/random.h \
+	lib/core/real.h \
+	lib/core/shape.c \
+	lib/core/status.c \
+	lib/core/status.h \
+	lib/core/threads.c \
+	lib/data/dataset.h \
+	lib/data/dataset_parts.h \
+	lib/data/fingerprint.c \
+	lib/data/fingerprint.h \
+	lib/data/image.c \
+	lib/data/image.h \
+	lib/data/image_codec.h \
+	lib/data/image_jpeg.c \
+	lib/data/image_png.c \
+	lib/data/resize.c \
+	lib/data/resize.h \
+	lib/mixers/attention.h \
+	lib/mixers/comba.c \
+	lib/mixers/mixer.h \
+	lib/mixers/table.c \
+	lib/mixers/transformer.c \
+	lib/model/build.c \
+	lib/model/build.h \
+	lib/model/config.h \
+	lib/model/field.h \
+	lib/model/json.c \
+	lib/model/json.h \
+	lib/model/language.c \
+	lib/model/model_private.h \
+	lib/model/parameters.c \
+	lib/model/parameters.h \
+	lib/model/safetensors.h \
+	lib/model/vision.c
+
+# Compiled once for each variant, see lib/core/real.h.
+kernel_sources = \
+	lib/ops/activation.c \
+	lib/ops/add.c \
+	lib/ops/channels_to_tokens.c \
+	lib/ops/convolution.c \
+	lib/ops/cross_entropy.c \
+	lib/ops/drop_path.c \
+	lib/ops/dropout.c \
+	lib/ops/embedding.c \
+	lib/ops/extent.h \
+	lib/ops/gated_rms_norm.c \
+	lib/ops/gradient.h \
+	lib/ops/grid_order.h \
+	lib/ops/head_scale.c \
+	lib/ops/l2_norm.c \
+	lib/ops/last_token.c \
+	lib/ops/layer_norm.c \
+	lib/ops/linear.c \
+	lib/ops/list.h \
+	lib/ops/max_pool.c \
+	lib/ops/mean_pool.c \
+	lib/ops/ops.h \
+	lib/ops/output_correction.c \
+	lib/ops/patch_embedding.c \
+	lib/ops/position_embedding.c \
+	lib/ops/rms_norm.c \
+	lib/ops/rows.h \
+	lib/ops/sequence_pool.c \
+	lib/ops/sequences.h \
+	lib/ops/swiglu.c \
+	lib/ops/table.c \
+	lib/ops/window.h \
+	lib/scan/delta_rule.c \
+	lib/scan/delta_rule.h
+
+KERNEL_CFLAGS = $(COMBA_OPTIMIZE_KERNELS) -fno-math-errno -fno-trapping-math -ffp-contract=fast $(COMMON_CFLAGS)
+
+noinst_LTLIBRARIES += lib/libkernels-baseline.la
+lib_libkernels_baseline_la_SOURCES = $(kernel_sources)
+lib_libkernels_baseline_la_SHORTNAME = baseline
+lib_libkernels_baseline_la_CPPFLAGS = $(AM_CPPFLAGS) -DCOMBA_VARIANT_NAME=baseline
+lib_libkernels_baseline_la_CFLAGS = $(KERNEL_CFLAGS)
+kernel_libraries = lib/libkernels-baseline.la
+
+lib_libkernels_v3_la_SOURCES = $(kernel_sources)
+lib_libkernels_v3_la_SHORTNAME = v3
+lib_libkernels_v3_la_CPPFLAGS = $(AM_CPPFLAGS) -DCOMBA_VARIANT_NAME=v3
+lib_libkernels_v3_la_CFLAGS = $(KERNEL_CFLAGS) -march=x86-64-v3
+lib_libkernels_v4_la_SOURCES = $(kernel_sources)
+lib_libkernels_v4_la_SHORTNAME = v4
+lib_libkernels_v4_la_CPPFLAGS = $(AM_CPPFLAGS) -DCOMBA_VARIANT_NAME=v4
+lib_libkernels_v4_la_CFLAGS = $(KERNEL_CFLAGS) -march=x86-64-v4 -mprefer-vector-width=512
+if X86_VARIANTS
+noinst_LTLIBRARIES += lib/libkernels-v3.la lib/libkernels-v4.la
+kernel_libraries += lib/libkernels-v3.la lib/libkernels-v4.la
+endif
+
+# The operators in double precision, for tests.
+check_LTLIBRARIES += lib/libkernels-oracle.la
+lib_libkernels_oracle_la_SOURCES = $(kernel_sources)
+lib_libkernels_oracle_la_SHORTNAME = oracle
+lib_libkernels_oracle_la_CPPFLAGS = $(AM_CPPFLAGS) -DCOMBA_VARIANT_NAME=oracle -DCOMBA_REAL_DOUBLE
+lib_libkernels_oracle_la_CFLAGS = $(KERNEL_CFLAGS)
+
+# Everything, for the programs and the tests, which see its hidden symbols too.
+noinst_LTLIBRARIES += lib/libcomba-all.la
+lib_libcomba_all_la_SOURCES = $(library_sources)
+lib_libcomba_all_la_LIBADD = $(kernel_libraries) \
+	$(ONEDNN_LIBS) $(BLAS_LIBS) $(JANSSON_LIBS) $(PNG_LIBS) $(JPEG_LIBS) $(LIBM)
+
+lib_LTLIBRARIES += libcomba.la
+libcomba_la_SOURCES =
+libcomba_la_LIBADD = lib/libcomba-all.la
+libcomba_la_LDFLAGS = $(AM_LDFLAGS) -no-undefined -version-info $(COMBA_LIBRARY_VERSION)
+libcomba_la_LIBTOOLFLAGS =
+
+# What comba-lm and comba-vision share: options, progress, run folder, training loop.
+noinst_LTLIBRARIES += lib/libprogram.la
+lib_libprogram_la_SOURCES =
+lib_libprogram_la_LIBADD = lib/libcomba-all.la
