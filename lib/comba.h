@@ -65,8 +65,9 @@ typedef enum comba_mode { COMBA_MODE_AUTO = 0, COMBA_MODE_CHUNK, COMBA_MODE_RECU
 typedef struct comba_options {
   comba_device device; /* AUTO: CUDA if built in and present, else CPU */
   comba_mode mode;
-  uint64_t seed;     /* of the initial weights, dropout and random scans */
-  char reserved[48]; /* zero */
+  uint64_t seed;         /* of the initial weights, dropout and random scans */
+  float label_smoothing; /* 0; of a vision model's loss in training */
+  char reserved[44];     /* zero */
 } comba_options;
 
 /* Fills in device AUTO, mode AUTO, seed 42. Functions below take NULL for these. */

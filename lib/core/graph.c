@@ -178,7 +178,7 @@ comba_tensor *comba_graph_append(comba_graph *graph, comba_op_id id, const void 
                                       new_storage(graph, op->output_class[i], &s->output[i]));
     if (!output) return NULL;
     output->producer = index;
-    output->needs_gradient = differentiable && output->class != COMBA_INDEX;
+    output->needs_gradient = differentiable && output->class != COMBA_INDEX && !(op->constant_outputs >> i & 1);
     node->output[i] = output;
     if (more && i > 0) more[i - 1] = output;
   }

@@ -36,7 +36,7 @@ typedef struct comba_build {
   bool causal;                                       /* false in vision models: softmax attention sees every token */
   comba_initial matrix_initial, convolution_initial; /* of the model */
   double norm_eps;
-  double label_smoothing; /* vision, training */
+  double label_smoothing;   /* vision, training */
   comba_tensor *cu_seqlens; /* (N+1) or NULL */
   /* decoding only */
   comba_states *states;   /* NULL: sequences start from zero and end without a trace */
@@ -65,6 +65,9 @@ void comba_build_update(comba_build *build, comba_tensor *state, comba_tensor *r
 
 /* (B,T,n) = x (B,T,m) NAME.weight (n,m)^T, with NAME.bias if `bias`. */
 comba_tensor *comba_build_linear(comba_build *build, const char *name, comba_tensor *x, int64_t outputs, bool bias);
+
+/* COMBA_ERROR_ARGUMENT unless cu_seqlens (sequences + 1) rises from 0 to `length` and batch is 1. */
+comba_status comba_check_sequences(const int32_t *cu_seqlens, int64_t sequences, int64_t batch, int64_t length);
 
 comba_status comba_states_allocate(comba_states *states);
 void comba_states_release(comba_states *states);

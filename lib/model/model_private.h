@@ -30,7 +30,6 @@ struct comba_model {
   comba_graph *optimizer_graph;
   comba_tensor *optimizer_settings, *optimizer_clip;
   int optimizer_decays_scalars;
-  comba_states states; /* of the plan being built by a decoder; empty otherwise */
 };
 
 /* Forward code: appends the model to build->graph and fills in the plan's tensors. A decoder's plan (build->states set) has
@@ -47,7 +46,8 @@ bool comba_layer_attends(const comba_config *config, int64_t layer);
 /* Token-by-token loss of the last forward, in nats, 0 where ignored: (B,T) or (B). */
 const float *comba_model_row_losses(const comba_model *model);
 /* Memory and FLOPs of the plan for one training step of this size. */
-comba_status comba_model_cost(comba_model *model, comba_pass pass, int64_t batch, int64_t length, comba_graph_cost *cost);
+comba_status comba_model_cost(comba_model *model, comba_pass pass, int64_t batch, int64_t length,
+                              comba_graph_cost *cost);
 
 /* AdamW's moments and step as PATH (safetensors), for checkpoints. */
 comba_status comba_model_save_optimizer(const comba_model *model, const char *path);

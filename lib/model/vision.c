@@ -77,7 +77,7 @@ static comba_tensor *mix(comba_build *build, int64_t layer, comba_tensor *x, gri
   const comba_config *config = build->config;
   const int type = build->training || config->test_scan_type < 0 ? config->train_scan_type : config->test_scan_type;
   const bool attends = comba_layer_attends(config, layer) || config->mixer == &comba_mixer_transformer;
-  comba_scan order, merge;
+  comba_scan order = COMBA_SCAN_FLIP, merge = COMBA_SCAN_BI;
   int64_t directions = 1;
   bool scans = !attends, merges = false;
   switch ((comba_scan_type)type) {

@@ -1,0 +1,195 @@
+/* A model's life: config, weights, load and save. Running it is in run.c. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/file.h"
+#include "model/model_private.h"
+#include "model/safetensors.h"
+#include "mixers/mixer.h"
+
+void comba_options_default(comba_options *options) {
+  *options = (comba_options){.seed = 42};
+}
+
+comba_build comba_model_build_context(const comba_model *model, comba_graph *graph) {
+  const comba_config *config = model->config;
+  const bool vision = config->kind == COMBA_KIND_VISION;
+  const double range = config->initializer_range;
+  comba_build build = {
+      .graph = graph,
+      .config = config,
+      .parameters = (comba_parameters *)&model->parameters,
+      .mode = model->options.mode,
+      .causal = !vision,
+      .norm_eps = config->norm_eps,
+      .label_smoothing = model->options.label_smoothing,
+      .matrix_initial = {vision ? COMBA_DRAW_TRUNCATED_NORMAL : COMBA_DRAW_NORMAL, range},
+      /* fla draws convolution taps like matrices; fla-zoo leaves them at Conv1d's default, uniform up to 1/sqrt(taps) */
+      .convolution_initial = {COMBA_DRAW_NORMAL, range},
+  };
+  if (vision) build.convolution_initial = (comba_initial){COMBA_DRAW_UNIFORM, 0.5};
+  return build;
+}
+
+/* Runs the forward code once, for the names and shapes of all parameters. */
+static comba_status declare(comba_model *model) {
+  comba_graph *graph = NULL;
+  comba_status status = comba_graph_create(&graph, model->backend, 0);
+  if (status != COMBA_OK) return status;
+  comba_build build = comba_model_build_context(model, graph);
+  comba_plan plan = {0};
+  build.declaring = true;
+  build.batch = build.length = 1;
+  if (model->config->kind == COMBA_KIND_VISION)
+    comba_vision_build(&build, &plan);
+  else
+    comba_language_build(&build, &plan);
+  status = comba_graph_status(graph);
+  comba_graph_free(graph);
+  return status;
+}
+
+/* Takes over `config`, also on failure. */
+static comba_status create(comba_model **out, comba_config *config, const comba_options *options) {
+  comba_status status = COMBA_OK;
+  comba_model *model = comba_allocate(sizeof *model, "a model");
+  if (!model) {
+    comba_config_free(config);
+    return COMBA_ERROR_MEMORY;
+  }
+  model->config = config;
+  comba_options_default(&model->options);
+  if (options) model->options = *options;
+  if (model->options.device == COMBA_DEVICE_CUDA)
+    COMBA_TRY(
+        comba_fail(COMBA_ERROR_UNSUPPORTED, "device cuda: this library was built without CUDA; use --device cpu"));
+  model->backend = comba_backend_cpu();
+  model->training_run.seed = model->evaluation_run.seed = model->options.seed;
+  COMBA_TRY(comba_config_write(config, &model->config_text));
+  COMBA_TRY(declare(model));
+  COMBA_TRY(comba_parameters_allocate(&model->parameters));
+  *out = model;
+  return COMBA_OK;
+cleanup:
+  comba_model_free(model);
+  return status;
+}
+
+comba_status comba_model_create(comba_model **out, const char *config_json, const comba_options *options) {
+  comba_config *config = NULL;
+  comba_model *model = NULL;
+  comba_status status = comba_config_parse(&config, config_json, "config", NULL);
+  if (status == COMBA_OK) status = create(&model, config, options);
+  if (status != COMBA_OK) return status;
+  comba_parameters_initialize(&model->parameters, model->options.seed);
+  *out = model;
+  return COMBA_OK;
+}
+
+comba_status comba_model_load_weights(comba_model *model, const char *directory) {
+  const comba_parameters *parameters = &model->parameters;
+  comba_safetensors *file = NULL;
+  const size_t count = (size_t)parameters->count;
+  const bool tied = model->config->kind == COMBA_KIND_LANGUAGE && model->config->tie_word_embeddings;
+  comba_status status = COMBA_OK;
+  comba_wanted_tensor *wanted = comba_allocate((count + 1) * sizeof *wanted, "the list of weights");
+  if (!wanted) return COMBA_ERROR_MEMORY;
+  for (size_t i = 0; i < count; i++) {
+    const comba_weight *weight = &parameters->weight[i];
+    wanted[i] = (comba_wanted_tensor){weight->name, weight->shape.rank, weight->shape.size,
+                                      comba_parameters_data(parameters, weight), false};
+  }
+  if (tied) { /* some writers store the shared matrix under both names */
+    const comba_weight *embeddings = comba_parameters_find(parameters, "model.embeddings.weight");
+    wanted[count] = (comba_wanted_tensor){"lm_head.weight", embeddings->shape.rank, embeddings->shape.size, NULL, true};
+  }
+  COMBA_TRY(comba_safetensors_open_folder(&file, directory));
+  COMBA_TRY(comba_safetensors_load(file, wanted, count + tied));
+cleanup:
+  comba_safetensors_free(file);
+  free(wanted);
+  return status;
+}
+
+comba_status comba_model_load(comba_model **out, const char *directory, const comba_options *options) {
+  comba_config *config = NULL;
+  comba_model *model = NULL;
+  char *path = NULL;
+  comba_status status = COMBA_OK;
+  COMBA_TRY(comba_path_join(&path, directory, "config.json"));
+  COMBA_TRY(comba_config_read(&config, path, NULL));
+  COMBA_TRY(create(&model, config, options));
+  COMBA_TRY(comba_model_load_weights(model, directory));
+  *out = model;
+  model = NULL;
+cleanup:
+  comba_model_free(model);
+  free(path);
+  return status;
+}
+
+comba_status comba_model_save(const comba_model *model, const char *directory) {
+  const comba_parameters *parameters = &model->parameters;
+  char *config_path = NULL, *weights_path = NULL;
+  comba_status status = COMBA_OK;
+  comba_written_tensor *tensors = comba_allocate((size_t)parameters->count * sizeof *tensors, "the list of weights");
+  if (!tensors) return COMBA_ERROR_MEMORY;
+  for (int i = 0; i < parameters->count; i++) {
+    const comba_weight *weight = &parameters->weight[i];
+    tensors[i] = (comba_written_tensor){weight->name, COMBA_STORED_F32, weight->shape.rank, weight->shape.size,
+                                        comba_parameters_data(parameters, weight)};
+  }
+  COMBA_TRY(comba_path_join(&config_path, directory, "config.json"));
+  COMBA_TRY(comba_path_join(&weights_path, directory, "model.safetensors"));
+  COMBA_TRY(comba_file_write(config_path, model->config_text, strlen(model->config_text)));
+  COMBA_TRY(comba_safetensors_write(weights_path, tensors, (size_t)parameters->count, NULL));
+cleanup:
+  free(config_path);
+  free(weights_path);
+  free(tensors);
+  return status;
+}
+
+void comba_model_free(comba_model *model) {
+  if (!model) return;
+  for (int i = 0; i < COMBA_MAX_PLANS; i++) comba_graph_free(model->plan[i].graph);
+  comba_graph_free(model->optimizer_graph);
+  comba_parameters_release(&model->parameters);
+  comba_config_free(model->config);
+  free(model->config_text);
+  free(model);
+}
+
+void comba_model_describe(const comba_model *model, comba_model_info *info) {
+  const comba_config *config = model->config;
+  *info = (comba_model_info){
+      .kind = config->kind,
+      .model_type = config->model_type,
+      .parameters = comba_parameters_elements(&model->parameters),
+      .hidden_size = config->hidden_size,
+      .layers = config->num_hidden_layers,
+  };
+  if (config->kind == COMBA_KIND_VISION) {
+    info->num_classes = config->num_classes;
+    info->image_size = config->image_size;
+    info->num_channels = config->num_channels;
+  } else {
+    info->vocab_size = config->vocab_size;
+  }
+}
+
+const char *comba_model_config(const comba_model *model) {
+  return model->config_text;
+}
+
+size_t comba_model_parameters(const comba_model *model) {
+  return (size_t)model->parameters.count;
+}
+
+comba_status comba_model_parameter(const comba_model *model, size_t index, comba_parameter *parameter) {
+  return comba_parameters_describe(&model->parameters, index, parameter);
+}
+
+void comba_model_zero_gradient(comba_model *model) {
+  comba_parameters_zero_gradient(&model->parameters);
+}

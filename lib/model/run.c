@@ -1,0 +1,172 @@
+/* Running a model: a plan for each (pass, batch, length), made when first asked for and kept. */
+#include <string.h>
+
+#include "model/model_private.h"
+
+static comba_status make_plan(comba_model *model, comba_plan *plan) {
+  const bool training = plan->pass == COMBA_PASS_TRAIN;
+  comba_status status = comba_graph_create(&plan->graph, model->backend, training ? COMBA_GRAPH_BACKWARD : 0);
+  if (status != COMBA_OK) return status;
+  comba_build build = comba_model_build_context(model, plan->graph);
+  build.batch = plan->batch;
+  build.length = plan->length;
+  build.training = training;
+  if (model->config->kind == COMBA_KIND_VISION)
+    comba_vision_build(&build, plan);
+  else
+    comba_language_build(&build, plan);
+  COMBA_TRY(comba_graph_plan(plan->graph));
+  comba_graph_bind_run(plan->graph, training ? &model->training_run : &model->evaluation_run);
+  return COMBA_OK;
+cleanup:
+  comba_graph_free(plan->graph);
+  *plan = (comba_plan){0};
+  return status;
+}
+
+/* The plan of this size; the one unused for longest makes room for a new one. */
+static comba_status find_plan(comba_model *model, comba_pass pass, int64_t batch, int64_t length, int64_t sequences,
+                              comba_plan **out) {
+  comba_plan *oldest = &model->plan[0];
+  for (int i = 0; i < COMBA_MAX_PLANS; i++) {
+    comba_plan *plan = &model->plan[i];
+    if (plan->graph && plan->pass == pass && plan->batch == batch && plan->length == length &&
+        plan->sequences == sequences) {
+      *out = plan;
+      plan->last_use = ++model->uses;
+      return COMBA_OK;
+    }
+    if (plan->last_use < oldest->last_use) oldest = plan;
+  }
+  if (model->current == oldest) model->current = NULL;
+  comba_graph_free(oldest->graph);
+  *oldest = (comba_plan){.pass = pass, .batch = batch, .length = length, .sequences = sequences};
+  const comba_status status = make_plan(model, oldest);
+  if (status != COMBA_OK) return status;
+  oldest->last_use = ++model->uses;
+  *out = oldest;
+  return COMBA_OK;
+}
+
+static comba_status check_range(const int32_t *values, int64_t count, int64_t limit, bool ignorable, const char *what) {
+  for (int64_t i = 0; i < count; i++)
+    if (values[i] >= limit || (values[i] < 0 && !(ignorable && values[i] == -100)))
+      return comba_fail(COMBA_ERROR_ARGUMENT, "%s: value %d at position %lld, expected 0 to %lld%s", what,
+                        (int)values[i], (long long)i, (long long)limit - 1, ignorable ? " or -100" : "");
+  return COMBA_OK;
+}
+
+comba_status comba_check_sequences(const int32_t *cu_seqlens, int64_t sequences, int64_t batch, int64_t length) {
+  if (batch != 1) return comba_fail(COMBA_ERROR_ARGUMENT, "cu_seqlens: batch is %lld, expected 1", (long long)batch);
+  if (sequences < 1)
+    return comba_fail(COMBA_ERROR_ARGUMENT, "cu_seqlens: %lld sequences, expected at least 1", (long long)sequences);
+  for (int64_t i = 0; i <= sequences; i++) {
+    const bool bad = i == 0 ? cu_seqlens[i] != 0 : cu_seqlens[i] < cu_seqlens[i - 1] || cu_seqlens[i] > length;
+    if (bad || (i == sequences && cu_seqlens[i] != length))
+      return comba_fail(COMBA_ERROR_ARGUMENT, "cu_seqlens: entry %lld is %d, expected offsets that rise from 0 to %lld",
+                        (long long)i, (int)cu_seqlens[i], (long long)length);
+  }
+  return COMBA_OK;
+}
+
+static comba_status check_batch(const comba_model *model, const comba_batch *batch) {
+  const comba_config *config = model->config;
+  if (batch->batch < 1)
+    return comba_fail(COMBA_ERROR_ARGUMENT, "batch is %lld, expected at least 1", (long long)batch->batch);
+  if (config->kind == COMBA_KIND_VISION) {
+    if (!batch->pixel_values)
+      return comba_fail(COMBA_ERROR_ARGUMENT, "pixel_values is missing: the model is a vision model");
+    return batch->labels ? check_range(batch->labels, batch->batch, config->num_classes, true, "labels") : COMBA_OK;
+  }
+  if (!batch->input_ids) return comba_fail(COMBA_ERROR_ARGUMENT, "input_ids is missing: the model is a language model");
+  if (batch->length < 1)
+    return comba_fail(COMBA_ERROR_ARGUMENT, "length is %lld, expected at least 1", (long long)batch->length);
+  const int64_t tokens = batch->batch * batch->length;
+  comba_status status = check_range(batch->input_ids, tokens, config->vocab_size, false, "input_ids");
+  if (status == COMBA_OK && batch->targets)
+    status = check_range(batch->targets, tokens, config->vocab_size, true, "targets");
+  if (status == COMBA_OK && batch->cu_seqlens)
+    status = comba_check_sequences(batch->cu_seqlens, batch->sequences, batch->batch, batch->length);
+  return status;
+}
+
+/* The target of a token is the next token of its sequence; the last has none. */
+static void shift_targets(const comba_batch *batch, int32_t *targets) {
+  const int64_t T = batch->length;
+  for (int64_t b = 0; b < batch->batch; b++) {
+    memcpy(targets + b * T, batch->input_ids + b * T + 1, (size_t)(T - 1) * sizeof *targets);
+    targets[b * T + T - 1] = -100;
+  }
+  if (!batch->cu_seqlens) return;
+  for (int64_t i = 1; i <= batch->sequences; i++)
+    if (batch->cu_seqlens[i] > 0) targets[batch->cu_seqlens[i] - 1] = -100;
+}
+
+static void copy_input(comba_tensor *tensor, const void *values, size_t element) {
+  memcpy(tensor->data, values, (size_t)comba_shape_elements(&tensor->shape) * element);
+}
+
+static void write_inputs(comba_plan *plan, const comba_batch *batch) {
+  int32_t *targets = plan->targets->data;
+  if (plan->pixel_values) {
+    copy_input(plan->pixel_values, batch->pixel_values, sizeof(float));
+    for (int64_t i = 0; i < batch->batch; i++) targets[i] = batch->labels ? batch->labels[i] : -100;
+    return;
+  }
+  copy_input(plan->input_ids, batch->input_ids, sizeof(int32_t));
+  if (plan->cu_seqlens) copy_input(plan->cu_seqlens, batch->cu_seqlens, sizeof(int32_t));
+  if (batch->targets)
+    copy_input(plan->targets, batch->targets, sizeof(int32_t));
+  else
+    shift_targets(batch, targets);
+}
+
+comba_status comba_model_forward(comba_model *model, const comba_batch *batch, comba_pass pass, float *loss) {
+  comba_plan *plan = NULL;
+  comba_status status = check_batch(model, batch);
+  if (status != COMBA_OK) return status;
+  const bool vision = model->config->kind == COMBA_KIND_VISION;
+  status = find_plan(model, pass, batch->batch, vision ? 0 : batch->length,
+                     !vision && batch->cu_seqlens ? batch->sequences : 0, &plan);
+  if (status != COMBA_OK) return status;
+  write_inputs(plan, batch);
+  comba_graph_forward(plan->graph);
+  model->current = plan;
+  if (loss) *loss = *(const float *)plan->loss->data;
+  return COMBA_OK;
+}
+
+const float *comba_model_logits(const comba_model *model) {
+  return model->current ? model->current->logits->data : NULL;
+}
+
+const float *comba_model_row_losses(const comba_model *model) {
+  return model->current ? model->current->row_losses->data : NULL;
+}
+
+comba_status comba_model_backward(comba_model *model, float scale) {
+  if (!model->current || model->current->pass != COMBA_PASS_TRAIN)
+    return comba_fail(COMBA_ERROR_ARGUMENT, "backward: the last forward was not one with COMBA_PASS_TRAIN");
+  *(float *)model->current->loss->gradient = scale;
+  comba_graph_backward(model->current->graph);
+  model->training_run.step++; /* fresh dropout for the next forward */
+  model->current = NULL;      /* what forward kept has been overwritten */
+  return COMBA_OK;
+}
+
+comba_status comba_model_cost(comba_model *model, comba_pass pass, int64_t batch, int64_t length,
+                              comba_graph_cost *cost) {
+  comba_plan *plan = NULL;
+  const comba_status status =
+      find_plan(model, pass, batch, model->config->kind == COMBA_KIND_VISION ? 0 : length, 0, &plan);
+  if (status == COMBA_OK) comba_graph_describe(plan->graph, cost);
+  return status;
+}
+
+uint64_t comba_model_training_passes(const comba_model *model) {
+  return model->training_run.step;
+}
+
+void comba_model_set_training_passes(comba_model *model, uint64_t passes) {
+  model->training_run.step = passes;
+}
