@@ -1,4 +1,5 @@
 #include <setjmp.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <jpeglib.h>
 #include <jerror.h>
