@@ -1,0 +1,130 @@
+#include "program/options.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void print_commands(FILE *file, const char *program, const char *description, const comba_command *commands) {
+  fprintf(file, "Usage: %s COMMAND [OPTION...]\n%s\n\nCommands:\n", program, description);
+  for (const comba_command *command = commands; command->name; command++)
+    fprintf(file, "  %-10s %s\n", command->name, command->summary);
+  fprintf(file, "\n'%s COMMAND --help' explains a command.\n", program);
+}
+
+int comba_program_run(int argc, char **argv, const char *description, const comba_command *commands) {
+  const char *slash = strrchr(argv[0], '/'), *program = slash ? slash + 1 : argv[0];
+  if (!strncmp(program, "lt-", 3)) program += 3; /* libtool's name of a program that is not installed yet */
+  if (argc < 2) {
+    print_commands(stderr, program, description, commands);
+    return COMBA_EXIT_USAGE;
+  }
+  if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-?") || !strcmp(argv[1], "help")) {
+    print_commands(stdout, program, description, commands);
+    return 0;
+  }
+  if (!strcmp(argv[1], "--version")) {
+    printf("%s %s\n", program, comba_version());
+    return 0;
+  }
+  for (const comba_command *command = commands; command->name; command++) {
+    if (strcmp(argv[1], command->name)) continue;
+    static char name[256], version[256];
+    snprintf(name, sizeof name, "%s %s", program, command->name);
+    snprintf(version, sizeof version, "%s %s", program, comba_version());
+    argp_program_version = version;
+    argp_err_exit_status = COMBA_EXIT_USAGE;
+    argv[1] = name;
+    return command->run(argc - 1, argv + 1);
+  }
+  fprintf(stderr, "%s: there is no command '%s'; '%s --help' lists them\n", program, argv[1], program);
+  return COMBA_EXIT_USAGE;
+}
+
+int64_t comba_option_integer(const struct argp_state *state, const char *option, const char *text, int64_t minimum,
+                             int64_t maximum) {
+  char *end = NULL;
+  errno = 0;
+  const long long value = strtoll(text, &end, 10);
+  if (errno || end == text || *end || value < minimum || value > maximum)
+    argp_error(state, "%s is '%s', expected a whole number from %lld to %lld", option, text, (long long)minimum,
+               (long long)maximum);
+  return value;
+}
+
+double comba_option_number(const struct argp_state *state, const char *option, const char *text, double minimum,
+                           double maximum) {
+  char *end = NULL;
+  const double value = strtod(text, &end);
+  if (end == text || *end || !isfinite(value) || value < minimum || value > maximum)
+    argp_error(state, "%s is '%s', expected a number from %g to %g", option, text, minimum, maximum);
+  return value;
+}
+
+int comba_option_choice(const struct argp_state *state, const char *option, const char *text,
+                        const char *const *choices) {
+  char list[512] = "";
+  for (int i = 0; choices[i]; i++) {
+    if (!strcmp(text, choices[i])) return i;
+    if (strlen(list) + strlen(choices[i]) + 3 < sizeof list) {
+      if (i) strcat(list, ", ");
+      strcat(list, choices[i]);
+    }
+  }
+  argp_error(state, "%s is '%s', expected one of %s", option, text, list);
+  return 0;
+}
+
+enum { DEVICE = 0x1000, MODE, THREADS, SEED, JSON, QUIET };
+static const struct argp_option common_options[] = {
+    {0, 0, 0, 0, "Common:", 90},
+    {"device", DEVICE, "cpu|cuda|auto", 0, "Where to compute; auto takes a GPU if there is one (default auto)", 0},
+    {"mode", MODE, "auto|chunk|recurrent", 0,
+     "How recurrences run: over chunks of tokens, token by token, or the faster for the shape (default auto)", 0},
+    {"threads", THREADS, "N", 0, "CPU threads (default: all cores); results do not depend on it", 0},
+    {"seed", SEED, "N", 0, "Of initial weights, data order, augmentation, dropout and sampling (default 42)", 0},
+    {"json", JSON, 0, 0, "Print one JSON object instead of text", 0},
+    {"quiet", QUIET, 0, 0, "No progress, results only", 0},
+    {0}};
+
+static error_t parse_common(int key, char *argument, struct argp_state *state) {
+  static const char *const devices[] = {"auto", "cpu", "cuda", NULL}; /* order of comba_device */
+  static const char *const modes[] = {"auto", "chunk", "recurrent", NULL};
+  comba_common_options *common = state->input;
+  switch (key) {
+  case DEVICE: common->device = (comba_device)comba_option_choice(state, "--device", argument, devices); break;
+  case MODE: common->mode = (comba_mode)comba_option_choice(state, "--mode", argument, modes); break;
+  case THREADS: common->threads = (int)comba_option_integer(state, "--threads", argument, 0, 1024); break;
+  case SEED: common->seed = (uint64_t)comba_option_integer(state, "--seed", argument, 0, INT64_MAX); break;
+  case JSON: common->json = true; break;
+  case QUIET: common->quiet = true; break;
+  default: return ARGP_ERR_UNKNOWN;
+  }
+  return 0;
+}
+
+const struct argp comba_common_argp = {.options = common_options, .parser = parse_common};
+
+comba_common_options comba_common_defaults(void) {
+  return (comba_common_options){.seed = 42};
+}
+
+comba_options comba_common_apply(const comba_common_options *common) {
+  comba_options options;
+  comba_options_default(&options);
+  options.device = common->device;
+  options.mode = common->mode;
+  options.seed = common->seed;
+  comba_set_threads(common->threads);
+  return options;
+}
+
+void comba_options_parse(const struct argp *argp, int argc, char **argv, void *input) {
+  if (argp_parse(argp, argc, argv, 0, NULL, input)) exit(COMBA_EXIT_USAGE);
+}
+
+int comba_report_failure(const char *command, comba_status status) {
+  fprintf(stderr, "%s: %s\n", command, comba_last_error());
+  return status == COMBA_ERROR_ARGUMENT ? COMBA_EXIT_USAGE : COMBA_EXIT_FAILURE;
+}
