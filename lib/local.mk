@@ -24,15 +24,19 @@ library_sources = \
 	lib/core/status.c \
 	lib/core/status.h \
 	lib/core/threads.c \
+	lib/data/cifar.c \
 	lib/data/dataset.h \
 	lib/data/dataset_parts.h \
 	lib/data/fingerprint.c \
 	lib/data/fingerprint.h \
+	lib/data/folder.c \
+	lib/data/idx.c \
 	lib/data/image.c \
 	lib/data/image.h \
 	lib/data/image_codec.h \
 	lib/data/image_jpeg.c \
 	lib/data/image_png.c \
+	lib/data/records.c \
 	lib/data/resize.c \
 	lib/data/resize.h \
 	lib/mixers/attention.h \
@@ -43,19 +47,28 @@ library_sources = \
 	lib/model/build.c \
 	lib/model/build.h \
 	lib/model/config.h \
+	lib/model/decoder.c \
 	lib/model/field.h \
 	lib/model/json.c \
 	lib/model/json.h \
 	lib/model/language.c \
+	lib/model/mixer_handle.c \
+	lib/model/model.c \
 	lib/model/model_private.h \
+	lib/model/optimizer.c \
 	lib/model/parameters.c \
 	lib/model/parameters.h \
+	lib/model/run.c \
+	lib/model/safetensors.c \
 	lib/model/safetensors.h \
+	lib/model/safetensors_convert.c \
+	lib/model/safetensors_write.c \
 	lib/model/vision.c
 
 # Compiled once for each variant, see lib/core/real.h.
 kernel_sources = \
 	lib/ops/activation.c \
+	lib/ops/adamw.c \
 	lib/ops/add.c \
 	lib/ops/channels_to_tokens.c \
 	lib/ops/convolution.c \
@@ -66,6 +79,7 @@ kernel_sources = \
 	lib/ops/extent.h \
 	lib/ops/gated_rms_norm.c \
 	lib/ops/gradient.h \
+	lib/ops/gradient_clip.c \
 	lib/ops/grid_order.h \
 	lib/ops/head_scale.c \
 	lib/ops/l2_norm.c \
@@ -81,13 +95,17 @@ kernel_sources = \
 	lib/ops/position_embedding.c \
 	lib/ops/rms_norm.c \
 	lib/ops/rows.h \
+	lib/ops/scan_merge.c \
+	lib/ops/scan_order.c \
 	lib/ops/sequence_pool.c \
 	lib/ops/sequences.h \
 	lib/ops/swiglu.c \
 	lib/ops/table.c \
 	lib/ops/window.h \
 	lib/scan/delta_rule.c \
-	lib/scan/delta_rule.h
+	lib/scan/delta_rule.h \
+	lib/scan/delta_rule_chunk.c \
+	lib/scan/delta_rule_recurrent.c
 
 KERNEL_CFLAGS = $(COMBA_OPTIMIZE_KERNELS) -fno-math-errno -fno-trapping-math -ffp-contract=fast $(COMMON_CFLAGS)
 
