@@ -24,7 +24,9 @@ library_sources = \
 	lib/core/status.c \
 	lib/core/status.h \
 	lib/core/threads.c \
+	lib/core/version.c \
 	lib/data/cifar.c \
+	lib/data/dataset.c \
 	lib/data/dataset.h \
 	lib/data/dataset_parts.h \
 	lib/data/fingerprint.c \
@@ -36,9 +38,12 @@ library_sources = \
 	lib/data/image_codec.h \
 	lib/data/image_jpeg.c \
 	lib/data/image_png.c \
+	lib/data/order.h \
+	lib/data/prepare.c \
 	lib/data/records.c \
 	lib/data/resize.c \
 	lib/data/resize.h \
+	lib/data/split.c \
 	lib/mixers/attention.h \
 	lib/mixers/comba.c \
 	lib/mixers/mixer.h \
@@ -48,6 +53,7 @@ library_sources = \
 	lib/model/build.h \
 	lib/model/config.h \
 	lib/model/decoder.c \
+	lib/model/field.c \
 	lib/model/field.h \
 	lib/model/json.c \
 	lib/model/json.h \
@@ -63,6 +69,8 @@ library_sources = \
 	lib/model/safetensors.h \
 	lib/model/safetensors_convert.c \
 	lib/model/safetensors_write.c \
+	lib/model/schema.c \
+	lib/model/schema.h \
 	lib/model/vision.c
 
 # Compiled once for each variant, see lib/core/real.h.
@@ -73,6 +81,7 @@ kernel_sources = \
 	lib/ops/channels_to_tokens.c \
 	lib/ops/convolution.c \
 	lib/ops/cross_entropy.c \
+	lib/ops/decay_gate.c \
 	lib/ops/drop_path.c \
 	lib/ops/dropout.c \
 	lib/ops/embedding.c \
@@ -94,11 +103,13 @@ kernel_sources = \
 	lib/ops/patch_embedding.c \
 	lib/ops/position_embedding.c \
 	lib/ops/rms_norm.c \
+	lib/ops/rotary.c \
 	lib/ops/rows.h \
 	lib/ops/scan_merge.c \
 	lib/ops/scan_order.c \
 	lib/ops/sequence_pool.c \
 	lib/ops/sequences.h \
+	lib/ops/short_convolution.c \
 	lib/ops/swiglu.c \
 	lib/ops/table.c \
 	lib/ops/window.h \
@@ -150,5 +161,15 @@ libcomba_la_LIBTOOLFLAGS =
 
 # What comba-lm and comba-vision share: options, progress, run folder, training loop.
 noinst_LTLIBRARIES += lib/libprogram.la
-lib_libprogram_la_SOURCES =
+lib_libprogram_la_SOURCES = \
+	lib/program/curves.h \
+	lib/program/options.c \
+	lib/program/options.h \
+	lib/program/progress.c \
+	lib/program/progress.h \
+	lib/program/run_folder.c \
+	lib/program/run_folder.h \
+	lib/program/trainer.c \
+	lib/program/trainer.h \
+	lib/program/training_options.c
 lib_libprogram_la_LIBADD = lib/libcomba-all.la
