@@ -78,6 +78,10 @@ static comba_status restore(loop *l) {
   const json_t *state = l->folder.resume_state;
   char *optimizer = NULL;
   comba_status status = COMBA_OK;
+  if (l->training->options.steps < l->folder.resume_step)
+    COMBA_TRY(comba_fail(COMBA_ERROR_ARGUMENT,
+                         "--resume: the run is at step %lld, expected --steps of at least that, found %lld",
+                         (long long)l->folder.resume_step, (long long)l->training->options.steps));
   COMBA_TRY(comba_model_load_weights(model, l->folder.resume_folder));
   COMBA_TRY(comba_path_join(&optimizer, l->folder.resume_folder, "optimizer.safetensors"));
   COMBA_TRY(comba_model_load_optimizer(model, optimizer));
