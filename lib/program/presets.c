@@ -1,0 +1,32 @@
+#include "program/presets.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "core/file.h"
+
+const comba_preset *comba_preset_find(const comba_preset *presets, const char *name) {
+  char list[512] = "";
+  for (const comba_preset *preset = presets; preset->name; preset++) {
+    if (!strcmp(preset->name, name)) return preset;
+    if (strlen(list) + strlen(preset->name) + 3 < sizeof list) strcat(strcat(list, *list ? ", " : ""), preset->name);
+  }
+  comba_fail(COMBA_ERROR_ARGUMENT, "--preset is '%s', expected one of %s", name, list);
+  return NULL;
+}
+
+void comba_preset_list(const comba_preset *presets) {
+  for (const comba_preset *preset = presets; preset->name; preset++) printf("%-20s %s\n", preset->name, preset->help);
+}
+
+comba_status comba_preset_config(const comba_preset *presets, const char *name, const char *config_path, char **text) {
+  size_t size = 0;
+  if (!name == !config_path)
+    return comba_fail(COMBA_ERROR_ARGUMENT, name ? "--preset and --config are both given, expected one of them"
+                                                 : "--preset or --config is missing: what model to build");
+  if (config_path) return comba_file_read(config_path, (size_t)1 << 24, text, &size);
+  const comba_preset *preset = comba_preset_find(presets, name);
+  if (!preset) return COMBA_ERROR_ARGUMENT;
+  *text = strdup(preset->config);
+  return *text ? COMBA_OK : comba_fail_memory(strlen(preset->config), "a config");
+}
