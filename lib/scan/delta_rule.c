@@ -1,0 +1,306 @@
+/* The delta rule with scalar decay (arXiv 2506.02475, Eq. 5; Gated DeltaNet, arXiv 2412.06464), for each value head:
+ *   x_t = S_{t-1}^T p_t (times e^{g_t} with feedback after decay)
+ *   S_t = e^{g_t} S_{t-1} + beta_t k_t (v_t - x_t)^T
+ *   o_t = scale S_t^T q_t
+ * computed in chunks of 64 tokens by matrix products (delta_rule_chunk.c), or token by token (delta_rule_recurrent.c). */
+#include "scan/delta_rule.h"
+
+#include "ops/extent.h"
+#include "ops/ops.h"
+
+/* ---- Shapes ------------------------------------------------------------------------------------------------------- */
+
+/* input: Q to CU_SEQLENS. Accepts any shapes of the right ranks; `infer` checks them. */
+delta_rule_size COMBA_VARIANT(comba_delta_rule_size)(const comba_shape *input) {
+  const comba_shape *q = &input[Q], *v = &input[VALUE], *cu_seqlens = &input[CU_SEQLENS];
+  delta_rule_size s = {.tokens = q->size[0] * q->size[1], .heads = q->size[2], .K = q->size[3]};
+  s.value_heads = v->size[2], s.V = v->size[3], s.group = s.value_heads / s.heads;
+  s.sequences = cu_seqlens->rank ? cu_seqlens->size[0] - 1 : q->size[0];
+  s.length = q->size[1];
+  /* a sequence that starts at token s saves its states from slot s / CHUNK + its number: they cannot overlap */
+  s.states = cu_seqlens->rank ? s.tokens / CHUNK + s.sequences : s.sequences * ((s.length + CHUNK - 1) / CHUNK);
+  return s;
+}
+
+delta_rule_head COMBA_VARIANT(comba_delta_rule_head)(const comba_call *call, const delta_rule_size *size,
+                                                     int64_t sequence, int64_t head) {
+  const comba_delta_rule_attributes *attributes = call->attributes;
+  const int32_t *cu_seqlens = call->input[CU_SEQLENS].data;
+  const int64_t first = cu_seqlens ? cu_seqlens[sequence] : sequence * size->length;
+  const int64_t slot = cu_seqlens ? first / CHUNK + sequence : sequence * ((size->length + CHUNK - 1) / CHUNK);
+  const int64_t key = (first * size->heads + head / size->group) * size->K;
+  const int64_t value = (first * size->value_heads + head) * size->V, gate = first * size->value_heads + head;
+  const int64_t state = (sequence * size->value_heads + head) * size->K * size->V;
+#define AT(view, offset) ((view).data ? (real *)(view).data + (offset) : NULL)
+  delta_rule_head h = {
+      .length = cu_seqlens ? cu_seqlens[sequence + 1] - first : size->length,
+      .K = size->K,
+      .V = size->V,
+      .key_stride = size->heads * size->K,
+      .value_stride = size->value_heads * size->V,
+      .value_heads = size->value_heads,
+      .state_stride = size->value_heads * size->K * size->V,
+      .scale = (real)(attributes->scale != 0 ? attributes->scale : 1 / sqrt((double)size->K)),
+      .after_decay = attributes->feedback_after_decay,
+      .q = AT(call->input[Q], key),
+      .k = AT(call->input[KEY], key),
+      .p = AT(call->input[call->input[P].data ? P : KEY], key),
+      .v = AT(call->input[VALUE], value),
+      .beta = AT(call->input[BETA], gate),
+      .g = AT(call->input[GATE], gate),
+      .initial_state = AT(call->input[INITIAL_STATE], state),
+      .o = AT(call->output[OUTPUT], value),
+      .final_state = AT(call->output[FINAL_STATE], state),
+      .states = AT(call->saved[STATES], (slot * size->value_heads + head) * size->K * size->V),
+      .errors = AT(call->saved[ERRORS], value),
+      .output_gradient = AT(call->output_gradient[OUTPUT], value),
+      .final_state_gradient = AT(call->output_gradient[FINAL_STATE], state),
+      .dq = AT(call->input_gradient[Q], key),
+      .dk = AT(call->input_gradient[KEY], key),
+      .dp = AT(call->input_gradient[call->input[P].data ? P : KEY], key),
+      .dv = AT(call->input_gradient[VALUE], value),
+      .dbeta = AT(call->input_gradient[BETA], gate),
+      .dg = AT(call->input_gradient[GATE], gate),
+      .initial_state_gradient = AT(call->input_gradient[INITIAL_STATE], state),
+  };
+#undef AT
+  memcpy(h.accumulate, call->accumulate, sizeof h.accumulate);
+  const bool later = head % size->group > 0; /* the first head of the group has written these */
+  h.accumulate[Q] |= later;
+  h.accumulate[KEY] |= later;
+  h.accumulate[P] |= later || !call->input[P].data; /* without p, its gradient is added to dk, after dk */
+  return h;
+}
+
+/* Chunks where the sequences hold at least this many tokens on average; measured in docs/delta_rule.md. */
+enum { SHORT_LENGTH = 16 };
+
+static bool in_chunks(const comba_delta_rule_attributes *attributes, const delta_rule_size *size) {
+  if (attributes->mode != COMBA_MODE_AUTO) return attributes->mode == COMBA_MODE_CHUNK;
+  return size->tokens / size->sequences >= SHORT_LENGTH;
+}
+
+/* Forward tasks: heads in chunks, and tiles of a head's columns token by token. */
+static int64_t forward_tiles(bool chunks, const delta_rule_size *size, int64_t *width) {
+  *width = chunks ? size->V
+                  : COMBA_VARIANT(comba_delta_rule_recurrent_width)(size->tokens / size->sequences, size->K, size->V);
+  return (size->V + *width - 1) / *width;
+}
+
+static comba_status infer(comba_signature *s) {
+  const comba_shape *q = &s->input[Q], *v = &s->input[VALUE];
+  const comba_shape *state = &s->input[INITIAL_STATE], *cu_seqlens = &s->input[CU_SEQLENS];
+  if (!comba_extent_fits(q, 4)) return comba_fail_shape(s, Q, "(B, T, H, K)");
+  if (!comba_shape_equal(&s->input[KEY], q)) return comba_fail_shape(s, KEY, "(B, T, H, K), as q");
+  if (s->input[P].rank && !comba_shape_equal(&s->input[P], q)) return comba_fail_shape(s, P, "(B, T, H, K), as q");
+  if (!comba_extent_fits(v, 4) || v->size[0] != q->size[0] || v->size[1] != q->size[1] || v->size[2] % q->size[2])
+    return comba_fail_shape(s, VALUE, "(B, T, HV, V) with B and T of q and HV a multiple of its H");
+  for (int i = BETA; i <= GATE; i++)
+    if (!comba_shape_equal(&s->input[i], &COMBA_SHAPE(v->size[0], v->size[1], v->size[2])))
+      return comba_fail_shape(s, i, "(B, T, HV), as v");
+  if (cu_seqlens->rank && (!comba_extent_fits(cu_seqlens, 1) || cu_seqlens->size[0] < 2 || q->size[0] != 1))
+    return comba_fail_shape(s, CU_SEQLENS, "(N + 1) with N at least 1, and B = 1");
+
+  const delta_rule_size size = COMBA_VARIANT(comba_delta_rule_size)(s->input);
+  const comba_shape states = COMBA_SHAPE(size.sequences, size.value_heads, size.K, size.V);
+  const comba_shape saved_states = COMBA_SHAPE(size.states, size.value_heads, size.K, size.V);
+  if (state->rank && !comba_shape_equal(state, &states))
+    return comba_fail_shape(s, INITIAL_STATE, "(N, HV, K, V), N = B without cu_seqlens");
+  /* a slot's scratch is below 128 (64 + K) (64 + V) reals in both forms and both passes */
+  const comba_shape scratch_bound = COMBA_SHAPE(128, CHUNK + size.K, CHUNK + size.V);
+  const comba_shape *results[] = {&states, &saved_states, &scratch_bound};
+  for (int i = 0; i < 3; i++)
+    if (!comba_extent_fits(results[i], 0)) return comba_fail_extent(s, results[i]);
+  s->outputs = 2;
+  s->output[OUTPUT] = *v;
+  s->output[FINAL_STATE] = states;
+  s->saved = 2;
+  s->saved_shape[STATES] = saved_states;
+  s->saved_shape[ERRORS] = *v;
+
+  const bool chunks = in_chunks(s->attributes, &size);
+  int64_t width;
+  const int64_t tiles = forward_tiles(chunks, &size, &width);
+  const int64_t forward_slots = comba_blocks(size.sequences * size.value_heads * tiles, 1);
+  const int64_t backward_slots = comba_blocks(size.sequences * size.heads, 1);
+  int64_t (*const scratch)(int64_t, int64_t, bool) =
+      chunks ? COMBA_VARIANT(comba_delta_rule_chunk_scratch) : COMBA_VARIANT(comba_delta_rule_recurrent_scratch);
+  s->forward_workspace = forward_slots * scratch(size.K, width, false);
+  s->backward_workspace = backward_slots * scratch(size.K, size.V, true);
+
+  const double K = (double)size.K, V = (double)size.V, heads = (double)size.tokens * (double)size.value_heads;
+  s->forward_flops = heads * (chunks ? 6 * K * V + 4 * CHUNK * (K + V) : 7 * K * V);
+  s->backward_flops = heads * (chunks ? 12 * K * V + CHUNK * (12 * K + 8 * V) : 17 * K * V);
+  return COMBA_OK;
+}
+
+/* ---- Tasks -------------------------------------------------------------------------------------------------------- */
+
+static void forward(const comba_call *call) {
+  comba_shape shape[INPUTS];
+  for (int i = 0; i < INPUTS; i++) shape[i] = call->input[i].shape;
+  const delta_rule_size size = COMBA_VARIANT(comba_delta_rule_size)(shape);
+  const bool chunks = in_chunks(call->attributes, &size);
+  int64_t width;
+  const int64_t tiles = forward_tiles(chunks, &size, &width);
+  const int64_t tasks = size.sequences * size.value_heads * tiles, slots = comba_blocks(tasks, 1);
+  const int64_t scratch_size = chunks ? COMBA_VARIANT(comba_delta_rule_chunk_scratch)(size.K, size.V, false)
+                                      : COMBA_VARIANT(comba_delta_rule_recurrent_scratch)(size.K, width, false);
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t slot = 0; slot < slots; slot++) {
+    real *scratch = (real *)call->workspace + slot * scratch_size;
+    const int64_t end = comba_block_start(tasks, slots, slot + 1);
+    for (int64_t task = comba_block_start(tasks, slots, slot); task < end; task++) {
+      const int64_t first = task % tiles * width, index = task / tiles;
+      const delta_rule_head head =
+          COMBA_VARIANT(comba_delta_rule_head)(call, &size, index / size.value_heads, index % size.value_heads);
+      if (chunks)
+        COMBA_VARIANT(comba_delta_rule_chunk_forward)(&head, scratch);
+      else
+        COMBA_VARIANT(comba_delta_rule_recurrent_forward)
+      (&head, first, size.V - first < width ? size.V - first : width, scratch);
+    }
+  }
+}
+
+static void backward(const comba_call *call) {
+  comba_shape shape[INPUTS];
+  for (int i = 0; i < INPUTS; i++) shape[i] = call->input[i].shape;
+  const delta_rule_size size = COMBA_VARIANT(comba_delta_rule_size)(shape);
+  const bool chunks = in_chunks(call->attributes, &size);
+  const int64_t tasks = size.sequences * size.heads, slots = comba_blocks(tasks, 1);
+  const int64_t scratch_size = chunks ? COMBA_VARIANT(comba_delta_rule_chunk_scratch)(size.K, size.V, true)
+                                      : COMBA_VARIANT(comba_delta_rule_recurrent_scratch)(size.K, size.V, true);
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t slot = 0; slot < slots; slot++) {
+    real *scratch = (real *)call->workspace + slot * scratch_size;
+    const int64_t end = comba_block_start(tasks, slots, slot + 1);
+    for (int64_t task = comba_block_start(tasks, slots, slot); task < end; task++)
+      for (int64_t member = 0; member < size.group; member++) {
+        const delta_rule_head head = COMBA_VARIANT(comba_delta_rule_head)(call, &size, task / size.heads,
+                                                                          task % size.heads * size.group + member);
+        if (chunks)
+          COMBA_VARIANT(comba_delta_rule_chunk_backward)(&head, scratch);
+        else
+          COMBA_VARIANT(comba_delta_rule_recurrent_backward)(&head, scratch);
+      }
+  }
+}
+
+/* ---- Cases -------------------------------------------------------------------------------------------------------- */
+
+/* q, k, p, v, beta, g of one shape; more inputs may follow. p is about 0.7 k in Comba; any vector is right. */
+#define QUERY(B, T, H, K)                                                                                              \
+  { COMBA_SHAPE(B, T, H, K), COMBA_FILL_UNIT }
+#define VALUES(B, T, HV, V)                                                                                            \
+  { COMBA_SHAPE(B, T, HV, V) }
+#define BETAS(B, T, HV)                                                                                                \
+  { COMBA_SHAPE(B, T, HV), COMBA_FILL_UNIFORM, .low = 0, .high = 1 }
+#define GATES(B, T, HV)                                                                                                \
+  { COMBA_SHAPE(B, T, HV), COMBA_FILL_UNIFORM, .low = -1, .high = 0 }
+#define CASE(B, T, H, HV, K, V)                                                                                        \
+  QUERY(B, T, H, K), QUERY(B, T, H, K), QUERY(B, T, H, K), VALUES(B, T, HV, V), BETAS(B, T, HV), GATES(B, T, HV)
+
+static const comba_delta_rule_attributes chunk = {.mode = COMBA_MODE_CHUNK};
+static const comba_delta_rule_attributes recurrent = {.mode = COMBA_MODE_RECURRENT};
+static const comba_delta_rule_attributes chunk_after = {.feedback_after_decay = true, .mode = COMBA_MODE_CHUNK};
+static const comba_delta_rule_attributes recurrent_after = {.feedback_after_decay = true, .mode = COMBA_MODE_RECURRENT};
+static const comba_delta_rule_attributes scaled = {.scale = 0.3};
+
+static const int32_t packed[] = {0, 1, 1, 66, 70}; /* lengths 1, 0, 65, 4 */
+/* 66 gates: saturated ones among open ones */
+static const int32_t gates[] = {0, 0, -100, 0, 0,    0, -1, 0, -100, -100, 0, 0,   0, 0, 0, 0, 0, 0, 0, 0,    0, 0,
+                                0, 0, 0,    0, 0,    0, -1, 0, 0,    0,    0, -50, 0, 0, 0, 0, 0, 0, 0, 0,    0, 0,
+                                0, 0, 0,    0, -100, 0, 0,  0, 0,    0,    0, 0,   0, 0, 0, 0, 0, 0, 0, -100, 0, 0};
+static const int32_t betas[] = {0, 1, 2, 1, 1, 2, 0, 0, 0, 1, 1, 1, 2, 2, 2, 1, 0, 2, 1, 0, 0, 1,
+                                1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 0, 1, 0, 1, 2, 0, 2, 1, 0, 1, 1,
+                                0, 1, 2, 1, 1, 2, 0, 0, 0, 1, 1, 1, 2, 2, 2, 1, 0, 2, 1, 0, 0, 1};
+#define SATURATED                                                                                                      \
+  QUERY(1, 66, 1, 16), QUERY(1, 66, 1, 16), {{0}}, VALUES(1, 66, 1, 24),                                               \
+      {COMBA_SHAPE(1, 66, 1), COMBA_FILL_VALUES, .values = betas},                                                     \
+      {COMBA_SHAPE(1, 66, 1), COMBA_FILL_VALUES, .values = gates}, {                                                   \
+    COMBA_SHAPE(1, 1, 16, 24)                                                                                          \
+  }
+/* every key is (1/4, ..., 1/4) and hardly anything decays */
+#define EQUAL                                                                                                          \
+  { COMBA_SHAPE(1, 130, 1, 16), COMBA_FILL_UNIFORM, .low = 0.25, .high = 0.25 }
+#define IDENTICAL                                                                                                      \
+  QUERY(1, 130, 1, 16), EQUAL, EQUAL, VALUES(1, 130, 1, 24),                                                           \
+      {COMBA_SHAPE(1, 130, 1), COMBA_FILL_UNIFORM, .low = 0.9, .high = 1}, {                                           \
+    COMBA_SHAPE(1, 130, 1), COMBA_FILL_UNIFORM, .low = -0.001, .high = 0                                               \
+  }
+
+static const comba_case cases[] = {
+    {.name = "chunk, T 1", .attributes = &chunk, .input = {CASE(2, 1, 1, 1, 16, 16)}},
+    {.name = "chunk, T 2", .attributes = &chunk, .input = {CASE(1, 2, 2, 2, 24, 16)}},
+    {.name = "chunk, T 63", .attributes = &chunk, .input = {CASE(1, 63, 1, 1, 100, 24)}},
+    {.name = "chunk, T 64, after decay", .attributes = &chunk_after, .input = {CASE(1, 64, 1, 2, 64, 64)}},
+    {.name = "chunk, T 65", .attributes = &chunk, .input = {CASE(1, 65, 1, 2, 24, 128)}},
+    {.name = "chunk, T 150, groups, state",
+     .attributes = &chunk,
+     .input = {CASE(2, 150, 2, 4, 16, 24), {COMBA_SHAPE(2, 4, 16, 24)}}},
+    {.name = "chunk, T 150, groups, state, after decay",
+     .attributes = &chunk_after,
+     .input = {CASE(2, 150, 2, 4, 16, 24), {COMBA_SHAPE(2, 4, 16, 24)}}},
+    {.name = "chunk, K 128, V 256", .attributes = &chunk, .input = {CASE(1, 70, 1, 1, 128, 256)}},
+    {.name = "chunk, K 256, V 100", .attributes = &chunk, .input = {CASE(1, 70, 1, 1, 256, 100)}},
+    {.name = "chunk, K 1, V 3", .attributes = &chunk, .input = {CASE(1, 70, 1, 2, 1, 3)}},
+    {.name = "chunk, packed",
+     .attributes = &chunk,
+     .input = {CASE(1, 70, 1, 2, 16, 24),
+               {COMBA_SHAPE(4, 2, 16, 24)},
+               {COMBA_SHAPE(5), COMBA_FILL_VALUES, .values = packed}}},
+    {.name = "chunk, saturated", .attributes = &chunk, .tolerance = 1e-4, .input = {SATURATED}},
+    {.name = "chunk, saturated, after decay", .attributes = &chunk_after, .tolerance = 1e-4, .input = {SATURATED}},
+    {.name = "chunk, identical keys", .attributes = &chunk, .tolerance = 1e-4, .input = {IDENTICAL}},
+    {.name = "recurrent, T 1",
+     .attributes = &recurrent,
+     .input = {CASE(2, 1, 1, 1, 16, 300), {COMBA_SHAPE(2, 1, 16, 300)}}},
+    {.name = "recurrent, T 2", .attributes = &recurrent, .input = {CASE(1, 2, 2, 2, 24, 16)}},
+    {.name = "recurrent, T 64, after decay", .attributes = &recurrent_after, .input = {CASE(1, 64, 1, 2, 64, 64)}},
+    {.name = "recurrent, T 150, groups, state",
+     .attributes = &recurrent,
+     .input = {CASE(2, 150, 2, 4, 16, 24), {COMBA_SHAPE(2, 4, 16, 24)}}},
+    {.name = "recurrent, T 150, groups, state, after decay",
+     .attributes = &recurrent_after,
+     .input = {CASE(2, 150, 2, 4, 16, 24), {COMBA_SHAPE(2, 4, 16, 24)}}},
+    {.name = "recurrent, K 256, V 100", .attributes = &recurrent, .input = {CASE(1, 66, 1, 1, 256, 100)}},
+    {.name = "recurrent, K 1, V 3", .attributes = &recurrent, .input = {CASE(1, 70, 1, 2, 1, 3)}},
+    {.name = "recurrent, packed",
+     .attributes = &recurrent,
+     .input = {CASE(1, 70, 1, 2, 16, 24),
+               {COMBA_SHAPE(4, 2, 16, 24)},
+               {COMBA_SHAPE(5), COMBA_FILL_VALUES, .values = packed}}},
+    {.name = "recurrent, saturated", .attributes = &recurrent, .tolerance = 1e-4, .input = {SATURATED}},
+    {.name = "recurrent, identical keys", .attributes = &recurrent, .tolerance = 1e-4, .input = {IDENTICAL}},
+    {.name = "auto, scale, without p",
+     .attributes = &scaled,
+     .input =
+         {QUERY(1, 70, 1, 16), QUERY(1, 70, 1, 16), {{0}}, VALUES(1, 70, 1, 24), BETAS(1, 70, 1), GATES(1, 70, 1)}},
+    {.name = "chunk, 64", .benchmark = true, .attributes = &chunk, .input = {CASE(2, 1024, 4, 4, 64, 64)}},
+    {.name = "chunk, 128", .benchmark = true, .attributes = &chunk, .input = {CASE(2, 1024, 4, 4, 128, 128)}},
+    {.name = "chunk, 256", .benchmark = true, .attributes = &chunk, .input = {CASE(1, 1024, 4, 4, 256, 256)}},
+    {.name = "recurrent, 64", .benchmark = true, .attributes = &recurrent, .input = {CASE(2, 1024, 4, 4, 64, 64)}},
+    {.name = "recurrent, 128", .benchmark = true, .attributes = &recurrent, .input = {CASE(2, 1024, 4, 4, 128, 128)}},
+    {.name = "decode, 128",
+     .benchmark = true,
+     .attributes = &recurrent,
+     .input = {CASE(8, 1, 4, 4, 128, 128), {COMBA_SHAPE(8, 4, 128, 128)}}},
+    {0}};
+
+const comba_op COMBA_VARIANT(comba_op_delta_rule) = {
+    .name = "delta_rule",
+    .formula = "S_t = e^g S_{t-1} + beta k (v - S_{t-1}^T p)^T, o_t = scale S_t^T q",
+    .inputs = INPUTS,
+    .outputs = 2,
+    .optional_inputs = 1u << P | 1u << INITIAL_STATE | 1u << CU_SEQLENS,
+    .input_class = {COMBA_ACTIVATION, COMBA_ACTIVATION, COMBA_ACTIVATION, COMBA_ACTIVATION, COMBA_GATE, COMBA_GATE,
+                    COMBA_STATE, COMBA_INDEX},
+    .output_class = {COMBA_ACTIVATION, COMBA_STATE},
+    .attributes_size = sizeof(comba_delta_rule_attributes),
+    .backward_inputs = 1u << Q | 1u << KEY | 1u << P | 1u << BETA | 1u << GATE | 1u << CU_SEQLENS,
+    .infer = infer,
+    .forward = forward,
+    .backward = backward,
+    .cases = cases,
+};

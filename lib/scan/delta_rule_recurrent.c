@@ -1,0 +1,179 @@
+/* The delta rule token by token. Columns of the state never meet, so forward works on tiles of them. With x = S^T p and
+ * y = S^T q of the state before the token read in one pass, the state is read twice and written once:
+ *   e = v - x (e^g x with feedback after decay);  o = scale (e^g y + (k q) beta e);  S' = e^g S + beta k e^T */
+#include "scan/delta_rule.h"
+
+enum {
+  WIDTH_MIN = 16,
+  WIDTH_MAX = 256,
+  TILE = 8192,         /* numbers of a state tile that stays in the first-level cache */
+  BACKWARD_WIDTH = 32, /* columns for which backward keeps the states of one segment */
+};
+
+/* One token needs no tile of its own: wide rows of the state, read and written in order. */
+int64_t COMBA_VARIANT(comba_delta_rule_recurrent_width)(int64_t length, int64_t K, int64_t V) {
+  int64_t width = length > 1 ? TILE / K / WIDTH_MIN * WIDTH_MIN : WIDTH_MAX;
+  width = width < WIDTH_MIN ? WIDTH_MIN : (width > WIDTH_MAX ? WIDTH_MAX : width);
+  return width < V ? width : V;
+}
+
+/* Columns of the states of a segment, from the one before it to the one after its last token; and the state's gradient. */
+int64_t COMBA_VARIANT(comba_delta_rule_recurrent_scratch)(int64_t K, int64_t V, bool backward) {
+  const int64_t width = backward && V > BACKWARD_WIDTH ? BACKWARD_WIDTH : V;
+  return ((backward ? CHUNK + 2 : 1) * K * width + 15) / 16 * 16;
+}
+
+static void copy_columns(int64_t K, int64_t width, const real *from, int64_t from_stride, real *to, int64_t to_stride) {
+  for (int64_t i = 0; i < K; i++) memcpy(to + i * to_stride, from + i * from_stride, (size_t)width * sizeof(real));
+}
+
+/* ---- Forward ------------------------------------------------------------------------------------------------------ */
+
+/* Token t: columns `first` on of the state, read at `from` and written at `to`, which may be the same. */
+static void step(const delta_rule_head *h, int64_t t, int64_t first, int64_t width, const real *from,
+                 int64_t from_stride, real *to, int64_t to_stride) {
+  const int64_t K = h->K;
+  const real *q = h->q + t * h->key_stride, *k = h->k + t * h->key_stride, *p = h->p + t * h->key_stride;
+  const real *v = h->v + t * h->value_stride + first;
+  real *o = h->o + t * h->value_stride + first;
+  const real beta = h->beta[t * h->value_heads], decay = delta_rule_decay(h->g[t * h->value_heads]);
+  const real feedback = h->after_decay ? decay : 1, through = delta_rule_dot(k, q, K);
+  real x[WIDTH_MAX] = {0}, y[WIDTH_MAX] = {0};
+  int64_t i = 0;
+  for (; i + 4 <= K; i += 4) {
+    const real *row = from + i * from_stride;
+#pragma omp simd
+    for (int64_t c = 0; c < width; c++) {
+      const real s0 = row[c], s1 = row[from_stride + c], s2 = row[2 * from_stride + c], s3 = row[3 * from_stride + c];
+      x[c] += p[i] * s0 + p[i + 1] * s1 + p[i + 2] * s2 + p[i + 3] * s3;
+      y[c] += q[i] * s0 + q[i + 1] * s1 + q[i + 2] * s2 + q[i + 3] * s3;
+    }
+  }
+  for (; i < K; i++)
+    for (int64_t c = 0; c < width; c++) {
+      x[c] += p[i] * from[i * from_stride + c];
+      y[c] += q[i] * from[i * from_stride + c];
+    }
+  for (int64_t c = 0; c < width; c++) x[c] = v[c] - feedback * x[c];
+  if (h->errors) memcpy(h->errors + t * h->value_stride + first, x, (size_t)width * sizeof(real));
+  for (int64_t c = 0; c < width; c++) {
+    x[c] *= beta;
+    o[c] = h->scale * (decay * y[c] + through * x[c]);
+  }
+  for (i = 0; i < K; i++) {
+    const real key = k[i];
+#pragma omp simd
+    for (int64_t c = 0; c < width; c++) to[i * to_stride + c] = decay * from[i * from_stride + c] + key * x[c];
+  }
+}
+
+void COMBA_VARIANT(comba_delta_rule_recurrent_forward)(const delta_rule_head *h, int64_t first, int64_t width,
+                                                       real *scratch) {
+  const int64_t K = h->K, V = h->V;
+  const real *initial = h->initial_state ? h->initial_state + first : NULL;
+  real *final = h->final_state + first;
+  if (h->length == 1 && initial && !h->states) {
+    step(h, 0, first, width, initial, V, final, V);
+    return;
+  }
+  if (initial)
+    copy_columns(K, width, initial, V, scratch, width);
+  else
+    memset(scratch, 0, (size_t)(K * width) * sizeof(real));
+  for (int64_t t = 0; t < h->length; t++) {
+    if (h->states && t % CHUNK == 0)
+      copy_columns(K, width, scratch, width, h->states + t / CHUNK * h->state_stride + first, V);
+    step(h, t, first, width, scratch, width, scratch, width);
+  }
+  copy_columns(K, width, scratch, width, final, V);
+}
+
+/* ---- Backward ----------------------------------------------------------------------------------------------------- */
+
+/* Token t, columns `first` on: `before` and `after` are the states around it, `gradient` that of the state after on entry
+ * and of the state before on return. */
+static void step_back(const delta_rule_head *h, int64_t t, int64_t first, int64_t width, const real *before,
+                      const real *after, real *gradient) {
+  const int64_t K = h->K;
+  const real *q = h->q + t * h->key_stride, *k = h->k + t * h->key_stride, *p = h->p + t * h->key_stride;
+  const real *errors = h->errors + t * h->value_stride + first;
+  real *dq = h->dq ? h->dq + t * h->key_stride : NULL, *dk = h->dk ? h->dk + t * h->key_stride : NULL;
+  real *dp = h->dp ? h->dp + t * h->key_stride : NULL;
+  const real beta = h->beta[t * h->value_heads], decay = delta_rule_decay(h->g[t * h->value_heads]);
+  const real feedback = h->after_decay ? decay : 1;
+  real output[BACKWARD_WIDTH], value[BACKWARD_WIDTH], y[BACKWARD_WIDTH] = {0};
+  for (int64_t c = 0; c < width; c++) {
+    output[c] = h->output_gradient ? h->scale * h->output_gradient[t * h->value_stride + first + c] : 0;
+    value[c] = beta * errors[c];
+  }
+  for (int64_t i = 0; i < K; i++) { /* y: the gradient of beta e */
+    real *row = gradient + i * width;
+    for (int64_t c = 0; c < width; c++) {
+      row[c] += q[i] * output[c];
+      y[c] += k[i] * row[c];
+    }
+    if (dq) dq[i] += delta_rule_dot(after + i * width, output, width);
+    if (dk) dk[i] += delta_rule_dot(row, value, width);
+  }
+  if (h->dbeta) h->dbeta[t * h->value_heads] += delta_rule_dot(y, errors, width);
+  if (h->dv) {
+    real *dv = h->dv + t * h->value_stride + first;
+    for (int64_t c = 0; c < width; c++) dv[c] += beta * y[c];
+  }
+  for (int64_t c = 0; c < width; c++) y[c] *= -beta; /* of x, before the factor of the feedback */
+  real decayed = 0;                                  /* gradient of e^g */
+  for (int64_t i = 0; i < K; i++) {
+    real *row = gradient + i * width;
+    const real *state = before + i * width;
+    const real read = delta_rule_dot(state, y, width);
+    decayed += delta_rule_dot(state, row, width);
+    if (h->after_decay) decayed += p[i] * read;
+    if (dp) dp[i] += feedback * read;
+    for (int64_t c = 0; c < width; c++) row[c] = decay * row[c] + feedback * p[i] * y[c];
+  }
+  if (h->dg) h->dg[t * h->value_heads] += decay * decayed;
+}
+
+/* Zero, where the gradient is not added to; `rows` of `width`, `stride` apart. */
+static void clear(real *gradient, bool accumulate, int64_t rows, int64_t width, int64_t stride) {
+  if (!gradient || accumulate) return;
+  for (int64_t i = 0; i < rows; i++) memset(gradient + i * stride, 0, (size_t)width * sizeof(real));
+}
+
+void COMBA_VARIANT(comba_delta_rule_recurrent_backward)(const delta_rule_head *h, real *scratch) {
+  const int64_t K = h->K, V = h->V, last = (h->length - 1) / CHUNK * CHUNK;
+  clear(h->dq, h->accumulate[Q], h->length, K, h->key_stride);
+  clear(h->dk, h->accumulate[KEY], h->length, K, h->key_stride);
+  clear(h->dp, h->accumulate[P], h->length, K, h->key_stride);
+  clear(h->dv, h->accumulate[VALUE], h->length, V, h->value_stride);
+  clear(h->dbeta, h->accumulate[BETA], h->length, 1, h->value_heads);
+  clear(h->dg, h->accumulate[GATE], h->length, 1, h->value_heads);
+  clear(h->initial_state_gradient, h->accumulate[INITIAL_STATE], K, V, V);
+  for (int64_t first = 0; first < V; first += BACKWARD_WIDTH) {
+    const int64_t width = V - first < BACKWARD_WIDTH ? V - first : BACKWARD_WIDTH, tile = K * width;
+    real *gradient = scratch, *states = scratch + tile;
+    if (h->final_state_gradient)
+      copy_columns(K, width, h->final_state_gradient + first, V, gradient, width);
+    else
+      memset(gradient, 0, (size_t)tile * sizeof(real));
+    for (int64_t start = last; h->length && start >= 0; start -= CHUNK) {
+      const int64_t n = h->length - start < CHUNK ? h->length - start : CHUNK;
+      copy_columns(K, width, h->states + start / CHUNK * h->state_stride + first, V, states, width);
+      for (int64_t t = 0; t < n; t++) {
+        const int64_t token = start + t, gate = token * h->value_heads;
+        const real beta = h->beta[gate], decay = delta_rule_decay(h->g[gate]), *before = states + t * tile;
+        const real *k = h->k + token * h->key_stride, *errors = h->errors + token * h->value_stride + first;
+        real *after = states + (t + 1) * tile;
+        for (int64_t i = 0; i < K; i++) {
+          const real key = beta * k[i];
+          for (int64_t c = 0; c < width; c++) after[i * width + c] = decay * before[i * width + c] + key * errors[c];
+        }
+      }
+      for (int64_t t = n - 1; t >= 0; t--)
+        step_back(h, start + t, first, width, states + t * tile, states + (t + 1) * tile, gradient);
+    }
+    if (!h->initial_state_gradient) continue;
+    for (int64_t i = 0; i < K; i++)
+      for (int64_t c = 0; c < width; c++) h->initial_state_gradient[i * V + first + c] += gradient[i * width + c];
+  }
+}
