@@ -22,7 +22,7 @@ typedef struct comba_training_options {
 
 extern const struct argp comba_training_argp; /* input: comba_training_options */
 comba_training_options comba_training_unset(void);
-/* Takes from `preset` what `options` leaves unset. */
+/* Takes from `preset` what `options` leaves unset; 0 in a preset says nothing. */
 void comba_training_merge(comba_training_options *options, const comba_training_options *preset);
 /* Fills in what is still unset: batch 32, rate 3e-3, min rate a tenth, warm-up a twentieth of the steps (at most 1024), weight
  * decay 0.1, clip 1, beta2 0.95, accumulation 1, evaluation ten times a run, checkpoints likewise, three kept, a log line every

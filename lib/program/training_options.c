@@ -109,7 +109,7 @@ comba_training_options comba_training_unset(void) {
 
 void comba_training_merge(comba_training_options *o, const comba_training_options *preset) {
 #define TAKE(member)                                                                                                   \
-  if (o->member == COMBA_UNSET) o->member = preset->member
+  if (o->member == COMBA_UNSET && preset->member != 0) o->member = preset->member
   TAKE(steps);
   TAKE(batch_size);
   TAKE(gradient_accumulation);
@@ -147,6 +147,10 @@ comba_status comba_training_complete(comba_training_options *o) {
                                      .decay_scalars = 0};
   defaults.min_learning_rate = 0.1 * (o->learning_rate == COMBA_UNSET ? defaults.learning_rate : o->learning_rate);
   comba_training_merge(o, &defaults);
+  if (o->warmup_steps == COMBA_UNSET) o->warmup_steps = 0; /* a run of fewer than 20 steps */
+  if (o->min_learning_rate == COMBA_UNSET) o->min_learning_rate = 0;
+  if (o->max_minutes == COMBA_UNSET) o->max_minutes = 0;
+  if (o->decay_scalars == COMBA_UNSET) o->decay_scalars = 0;
   if (o->min_learning_rate > o->learning_rate)
     return comba_fail(COMBA_ERROR_ARGUMENT, "--min-learning-rate is %g, expected at most --learning-rate %g",
                       o->min_learning_rate, o->learning_rate);
