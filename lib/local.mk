@@ -51,6 +51,7 @@ library_sources = \
 	lib/mixers/transformer.c \
 	lib/model/build.c \
 	lib/model/build.h \
+	lib/model/config.c \
 	lib/model/config.h \
 	lib/model/decoder.c \
 	lib/model/field.c \
@@ -162,9 +163,16 @@ libcomba_la_LIBTOOLFLAGS =
 # What comba-lm and comba-vision share: options, progress, run folder, training loop.
 noinst_LTLIBRARIES += lib/libprogram.la
 lib_libprogram_la_SOURCES = \
+	lib/program/curves.c \
 	lib/program/curves.h \
+	lib/program/describe.c \
+	lib/program/describe.h \
+	lib/program/forward.c \
+	lib/program/forward.h \
 	lib/program/options.c \
 	lib/program/options.h \
+	lib/program/presets.c \
+	lib/program/presets.h \
 	lib/program/progress.c \
 	lib/program/progress.h \
 	lib/program/run_folder.c \
