@@ -1,0 +1,149 @@
+/* With m = max_j x_j, z = sum_j e^{x_j - m} and L = ln z, for each row x (V) of the logits with target t >= 0:
+ *   row = L - (x_t - m);  smoothed = (1 - s) row + s (L - mean_j (x_j - m));  loss (1) = mean of `smoothed` over those rows
+ * dx_j = dloss / count (e^{x_j - m} / z - s / V - (1 - s) [j = t]);  0 in ignored rows, which have a negative target */
+#include "ops/extent.h"
+#include "ops/gradient.h"
+#include "ops/ops.h"
+
+enum { LOGITS, TARGETS };
+enum { LOSS, ROWS };
+enum {
+  STATISTICS
+}; /* saved: m and 1 / z of each row; kept apart, as m + L would lose the digits of L where m is large */
+
+static int64_t row_count(const comba_shape *logits) {
+  return comba_shape_elements(logits) / logits->size[logits->rank - 1];
+}
+
+static comba_status infer(comba_signature *s) {
+  const comba_shape *logits = &s->input[LOGITS], *targets = &s->input[TARGETS];
+  const comba_cross_entropy_attributes *a = s->attributes;
+  if (!(a->label_smoothing >= 0 && a->label_smoothing <= 1))
+    return comba_fail(COMBA_ERROR_ARGUMENT, "%s: label_smoothing is %g, expected 0 to 1", s->op, a->label_smoothing);
+  if (!comba_extent_fits(logits, 0) || logits->rank < 2)
+    return comba_fail_shape(s, LOGITS, "(..., V) of rank 2 or more");
+  comba_shape expected = *logits;
+  expected.rank--;
+  if (!comba_shape_equal(targets, &expected))
+    return comba_fail_shape(s, TARGETS, "the shape of the logits without the last size");
+  s->outputs = 2;
+  s->output[LOSS] = COMBA_SHAPE(1);
+  s->output[ROWS] = expected;
+  s->saved = 1;
+  s->saved_shape[STATISTICS] = COMBA_SHAPE(row_count(logits), 2);
+  return COMBA_OK;
+}
+
+/* Loss and statistics of one row; returns the smoothed loss. */
+static real row_loss(const real *x, int64_t classes, int32_t target, real smoothing, real *row, real *saved) {
+  real largest = x[0], sum = 0;
+#pragma omp simd reduction(max : largest)
+  for (int64_t j = 0; j < classes; j++) largest = x[j] > largest ? x[j] : largest;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < classes; j++) sum += comba_exp(x[j] - largest);
+  if (saved) {
+    saved[0] = largest;
+    saved[1] = 1 / sum;
+  }
+  const real log_sum = comba_real_log(sum);
+  *row = log_sum - (x[target] - largest);
+  if (smoothing == 0) return *row;
+  real below = 0;
+#pragma omp simd reduction(+ : below)
+  for (int64_t j = 0; j < classes; j++) below += x[j] - largest;
+  return (1 - smoothing) * *row + smoothing * (log_sum - below / (real)classes);
+}
+
+static void forward(const comba_call *call) {
+  const comba_cross_entropy_attributes *a = call->attributes;
+  const int64_t rows = row_count(&call->input[LOGITS].shape);
+  const int64_t classes = comba_shape_elements(&call->input[LOGITS].shape) / rows, blocks = comba_blocks(rows, 1);
+  const real *x = call->input[LOGITS].data;
+  const int32_t *targets = call->input[TARGETS].data;
+  real *loss = call->output[LOSS].data, *row = call->output[ROWS].data, *saved = call->saved[STATISTICS].data;
+  double sum[COMBA_BLOCKS] = {0};
+  int64_t count[COMBA_BLOCKS] = {0};
+#pragma omp parallel for
+  for (int64_t block = 0; block < blocks; block++) {
+    const int64_t end = comba_block_start(rows, blocks, block + 1);
+    for (int64_t i = comba_block_start(rows, blocks, block); i < end; i++) {
+      row[i] = 0;
+      if (targets[i] < 0) continue;
+      sum[block] += (double)row_loss(x + i * classes, classes, targets[i], (real)a->label_smoothing, &row[i],
+                                     saved ? saved + 2 * i : NULL);
+      count[block]++;
+    }
+  }
+  for (int64_t block = 1; block < blocks; block++) {
+    sum[0] += sum[block];
+    count[0] += count[block];
+  }
+  *loss = count[0] ? (real)(sum[0] / (double)count[0]) : 0;
+}
+
+static void backward(const comba_call *call) {
+  if (comba_gradient_absent(call, 1) || !call->input_gradient[LOGITS].data) return;
+  const comba_cross_entropy_attributes *a = call->attributes;
+  const int64_t rows = row_count(&call->input[LOGITS].shape);
+  const int64_t classes = comba_shape_elements(&call->input[LOGITS].shape) / rows;
+  const bool accumulate = call->accumulate[LOGITS];
+  const real *x = call->input[LOGITS].data, *saved = call->saved[STATISTICS].data;
+  const int32_t *targets = call->input[TARGETS].data;
+  real *dx = call->input_gradient[LOGITS].data;
+  int64_t count = 0;
+  for (int64_t i = 0; i < rows; i++) count += targets[i] >= 0;
+  const double mean = *(const real *)call->output_gradient[LOSS].data / (double)(count ? count : 1);
+  const real scale = (real)mean, every = (real)(mean * a->label_smoothing / (double)classes);
+  const real right = (real)(mean * (1 - a->label_smoothing));
+#pragma omp parallel for
+  for (int64_t i = 0; i < rows; i++) {
+    const real *in = x + i * classes;
+    real *out = dx + i * classes;
+    if (targets[i] < 0) {
+      if (!accumulate) memset(out, 0, (size_t)classes * sizeof(real));
+      continue;
+    }
+    const real largest = saved[2 * i], factor = scale * saved[2 * i + 1];
+#pragma omp simd
+    for (int64_t j = 0; j < classes; j++)
+      out[j] = factor * comba_exp(in[j] - largest) - every + (accumulate ? out[j] : 0);
+    out[targets[i]] -= right;
+  }
+}
+
+static const comba_case cases[] = {
+    {.name = "some rows ignored",
+     .input = {{COMBA_SHAPE(3, 9, 7), .scale = 3}, {COMBA_SHAPE(3, 9), COMBA_FILL_INDEX, .low = -3, .high = 7}}},
+    {.name = "label smoothing",
+     .attributes = &(const comba_cross_entropy_attributes){.label_smoothing = 0.1},
+     .input = {{COMBA_SHAPE(70, 33), .scale = 3}, {COMBA_SHAPE(70), COMBA_FILL_INDEX, .low = -5, .high = 33}}},
+    {.name = "uniform targets",
+     .attributes = &(const comba_cross_entropy_attributes){.label_smoothing = 1},
+     .input = {{COMBA_SHAPE(5, 17)}, {COMBA_SHAPE(5), COMBA_FILL_INDEX, .low = 0, .high = 17}}},
+    {.name = "all rows ignored",
+     .input = {{COMBA_SHAPE(4, 5)}, {COMBA_SHAPE(4), COMBA_FILL_INDEX, .low = -100, .high = 0}}},
+    {.name = "one class", .input = {{COMBA_SHAPE(3, 1)}, {COMBA_SHAPE(3), COMBA_FILL_INDEX, .low = 0, .high = 1}}},
+    {.name = "saturated logits",
+     .attributes = &(const comba_cross_entropy_attributes){.label_smoothing = 0.1},
+     .input = {{COMBA_SHAPE(2, 10, 40), COMBA_FILL_UNIFORM, .low = -80, .high = 80},
+               {COMBA_SHAPE(2, 10), COMBA_FILL_INDEX, .low = -1, .high = 40}}},
+    {.name = "2048 rows, vocabulary 32000",
+     .benchmark = true,
+     .input = {{COMBA_SHAPE(2, 1024, 32000)}, {COMBA_SHAPE(2, 1024), COMBA_FILL_INDEX, .low = 0, .high = 32000}}},
+    {0}};
+
+const comba_op COMBA_VARIANT(comba_op_cross_entropy) = {
+    .name = "cross_entropy",
+    .formula = "loss = mean over rows of -sum_j target_j ln softmax(logits)_j",
+    .inputs = 2,
+    .outputs = 2,
+    .input_class = {COMBA_ACTIVATION, COMBA_INDEX},
+    .output_class = {COMBA_ACTIVATION, COMBA_ACTIVATION},
+    .attributes_size = sizeof(comba_cross_entropy_attributes),
+    .constant_outputs = 1u << ROWS,
+    .backward_inputs = 1u << LOGITS | 1u << TARGETS,
+    .infer = infer,
+    .forward = forward,
+    .backward = backward,
+    .cases = cases,
+};
