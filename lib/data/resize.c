@@ -79,36 +79,35 @@ static placement place(const comba_image *image, int64_t size, comba_fit fit) {
   return p;
 }
 
-/* Rows first, (image->height, to_width), then columns. Only the rows that the target shows are filtered. */
-static void resample(uint8_t *pixels, int64_t size, const comba_image *image, const placement *p, const axis *across,
-                     const axis *down, float *middle) {
-  const int64_t channels = image->channels, width = p->to_width;
-  const int64_t first_row = down->first[0], last_row = down->first[p->to_height - 1] + down->taps;
+/* Rows first: (height, width) to `middle` (height, to_width) for the rows that the target shows. `channels` is a constant where this
+ * is inlined. */
+static inline void filter_across(float *middle, const comba_image *image, const axis *across, int64_t to_width,
+                                 int64_t first_row, int64_t last_row, const int channels) {
   for (int64_t y = first_row; y < last_row; y++)
-    for (int64_t x = 0; x < width; x++) {
+    for (int64_t x = 0; x < to_width; x++) {
       const uint8_t *from = image->pixels + (y * image->width + across->first[x]) * channels;
+      const float *weight = across->weight + x * across->taps;
       float sum[3] = {0};
       for (int64_t tap = 0; tap < across->taps; tap++)
-        for (int64_t c = 0; c < channels; c++)
-          sum[c] += across->weight[x * across->taps + tap] * from[tap * channels + c];
-      memcpy(middle + (y * width + x) * channels, sum, (size_t)channels * sizeof *sum);
+        for (int c = 0; c < channels; c++) sum[c] += weight[tap] * from[tap * channels + c];
+      for (int c = 0; c < channels; c++) middle[(y * to_width + x) * channels + c] = sum[c];
     }
-  for (int64_t y = 0; y < p->to_height; y++) {
-    uint8_t *to = pixels + ((p->to_top + y) * size + p->to_left) * channels;
-    const float *from = middle + down->first[y] * width * channels;
-    for (int64_t x = 0; x < width * channels; x++) {
-      float sum = 0.5f;
-      for (int64_t tap = 0; tap < down->taps; tap++)
-        sum += down->weight[y * down->taps + tap] * from[tap * width * channels + x];
-      to[x] = (uint8_t)(sum < 0 ? 0 : (sum > 255 ? 255 : sum));
-    }
+}
+
+/* Then columns, a whole row of `row` floats at a time. */
+static void filter_down(uint8_t *to, float *sum, const float *middle, const axis *down, int64_t y, int64_t row) {
+  for (int64_t x = 0; x < row; x++) sum[x] = 0.5f;
+  for (int64_t tap = 0; tap < down->taps; tap++) {
+    const float weight = down->weight[y * down->taps + tap], *from = middle + (down->first[y] + tap) * row;
+    for (int64_t x = 0; x < row; x++) sum[x] += weight * from[x];
   }
+  for (int64_t x = 0; x < row; x++) to[x] = (uint8_t)(sum[x] > 255 ? 255 : sum[x]); /* weights and pixels are >= 0 */
 }
 
 comba_status comba_image_fit(uint8_t *pixels, const comba_image *image, int64_t size, comba_fit fit) {
   comba_status status = COMBA_OK;
   axis across = {0}, down = {0};
-  float *middle = NULL;
+  float *middle = NULL; /* (image->height, to_width, channels), and one row more for sums */
   const size_t bytes = (size_t)(size * size * image->channels);
   if (image->width == size && image->height == size) {
     memcpy(pixels, image->pixels, bytes);
@@ -117,14 +116,22 @@ comba_status comba_image_fit(uint8_t *pixels, const comba_image *image, int64_t 
   const placement p = place(image, size, fit);
   COMBA_TRY(axis_create(&across, p.left, p.width, p.to_width, image->width));
   COMBA_TRY(axis_create(&down, p.top, p.height, p.to_height, image->height));
-  const size_t middle_size = (size_t)(image->height * p.to_width * image->channels) * sizeof *middle;
+  const int64_t row = p.to_width * image->channels;
+  const int64_t first_row = down.first[0], last_row = down.first[p.to_height - 1] + down.taps;
+  const size_t middle_size = (size_t)((image->height + 1) * row) * sizeof *middle;
   middle = malloc(middle_size);
   if (!middle) {
     status = comba_fail_memory(middle_size, "resizing a picture");
     goto cleanup;
   }
   if (fit == COMBA_FIT_PAD) memset(pixels, 255, bytes);
-  resample(pixels, size, image, &p, &across, &down, middle);
+  if (image->channels == 1)
+    filter_across(middle, image, &across, p.to_width, first_row, last_row, 1);
+  else
+    filter_across(middle, image, &across, p.to_width, first_row, last_row, 3);
+  for (int64_t y = 0; y < p.to_height; y++)
+    filter_down(pixels + ((p.to_top + y) * size + p.to_left) * image->channels, middle + image->height * row, middle,
+                &down, y, row);
 cleanup:
   free(middle);
   axis_free(&down);
