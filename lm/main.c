@@ -2,6 +2,7 @@
 #include "lm.h"
 
 #include "core/status.h"
+#include "program/info.h"
 
 comba_status lm_load(comba_model **out, const char *directory, const comba_options *options) {
   comba_model *model = NULL;
@@ -18,13 +19,17 @@ comba_status lm_load(comba_model **out, const char *directory, const comba_optio
   return COMBA_OK;
 }
 
+static int info(int argc, char **argv) {
+  return comba_info_run(argc, argv, lm_presets, lm_load);
+}
+
 int main(int argc, char **argv) {
   static const comba_command commands[] = {
       {"train", "train a model on text files or token files", lm_train},
       {"eval", "loss, perplexity and bits per byte of a model on a file", lm_eval},
       {"generate", "continue a prompt", lm_generate},
       {"forward", "one batch from a safetensors file: logits, loss, gradients", lm_forward},
-      {"info", "what a model or a preset is and costs; the table of mixers", lm_info},
+      {"info", "what a model or a preset is and costs; the table of mixers", info},
       {0}};
   return comba_program_run(argc, argv, "Language models on Comba and its peers.", commands);
 }

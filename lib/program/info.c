@@ -1,4 +1,4 @@
-#include "lm.h"
+#include "program/info.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,15 +36,17 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
   return 0;
 }
 
-static comba_status describe(const options *o) {
+typedef comba_status (*loader)(comba_model **, const char *, const comba_options *);
+
+static comba_status describe(const options *o, const comba_preset *presets, loader load) {
   const comba_options library = comba_common_apply(&o->common);
   comba_model *model = NULL;
   char *text = NULL;
   comba_status status = COMBA_OK;
   if (o->model) {
-    COMBA_TRY(lm_load(&model, o->model, &library));
+    COMBA_TRY(load(&model, o->model, &library));
   } else {
-    COMBA_TRY(comba_preset_config(lm_presets, o->preset, o->config, &text));
+    COMBA_TRY(comba_preset_config(presets, o->preset, o->config, &text));
     COMBA_TRY(comba_model_create(&model, text, &library));
   }
   COMBA_TRY(comba_describe_model(model, o->batch, o->length, o->common.json));
@@ -54,7 +56,7 @@ cleanup:
   return status;
 }
 
-int lm_info(int argc, char **argv) {
+int comba_info_run(int argc, char **argv, const comba_preset *presets, loader load) {
   static const struct argp_option list[] = {
       {"model", MODEL, "DIR", 0, "Describe a trained model", 0},
       {"config", CONFIG, "FILE", 0, "Describe what a config.json would build", 0},
@@ -63,7 +65,7 @@ int lm_info(int argc, char **argv) {
       {"mixers", MIXERS, 0, 0, "List the mixers: recurrence, state, FLOPs, source", 0},
       {"fields", FIELDS, "MODEL_TYPE", 0, "List the config fields of a model type, with defaults", 0},
       {"batch-size", BATCH, "N", 0, "For the memory plan (default 1)", 0},
-      {"sequence-length", LENGTH, "N", 0, "For the memory plan (default 256)", 0},
+      {"sequence-length", LENGTH, "N", 0, "For the memory plan of a language model (default 256)", 0},
       {0}};
   static const struct argp_child children[] = {{&comba_common_argp, 0, 0, 0}, {0}};
   const struct argp argp = {list, parse, 0, "Describe a model, a preset, or the mixers.", children, 0, 0};
@@ -71,12 +73,12 @@ int lm_info(int argc, char **argv) {
   comba_options_parse(&argp, argc, argv, &o);
   comba_status status = COMBA_OK;
   if (o.presets)
-    comba_preset_list(lm_presets);
+    comba_preset_list(presets);
   else if (o.mixers)
     status = comba_describe_mixers(o.common.json);
   else if (o.fields)
     status = comba_describe_fields(o.fields);
   else
-    status = describe(&o);
+    status = describe(&o, presets, load);
   return status == COMBA_OK ? 0 : comba_report_failure(argv[0], status);
 }
