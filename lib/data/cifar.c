@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "data/dataset_parts.h"
+#include "data/read_at.h"
 
 enum { SIDE = 32, PIXELS = 3 * SIDE * SIDE, RECORD = 1 + PIXELS, RECORDS_AT_ONCE = 256, CLASSES = 10 };
 

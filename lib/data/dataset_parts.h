@@ -83,8 +83,6 @@ comba_status comba_dataset_add_listed_classes(comba_dataset *dataset, const char
 comba_status comba_dataset_add_sample(comba_dataset *dataset, comba_sample sample);
 /* Opens root/name and appends it to the record files; gives its size. */
 comba_status comba_dataset_add_file(comba_dataset *dataset, const char *name, int64_t *size);
-/* Exactly `size` bytes at `offset`; `name` is for messages. */
-comba_status comba_read_at(int descriptor, const char *name, void *data, size_t size, int64_t offset);
 /* One picture of a record file, to be freed. */
 comba_status comba_record_read(const comba_record_file *file, int64_t record, int channels, comba_image *image);
 /* Groups the samples by split again, after splits were set. */

@@ -4,8 +4,8 @@
 #include <string.h>
 
 #include "data/dataset_parts.h"
-#include "data/fingerprint.h"
 #include "data/image_codec.h"
+#include "data/read_at.h"
 
 enum { MAGIC_LABELS = 0x801, MAGIC_IMAGES = 0x803, LABELS_HEADER = 8, IMAGES_HEADER = 16 };
 

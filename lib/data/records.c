@@ -1,5 +1,4 @@
-/* Pictures of one size behind each other in a file. They are read, not mapped: a file that shrinks while it is in use gives an
- * error and not a signal. */
+/* Pictures of one size behind each other in a file. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -11,19 +10,7 @@
 #include "data/dataset_parts.h"
 #include "data/fingerprint.h"
 #include "data/image_codec.h"
-
-comba_status comba_read_at(int descriptor, const char *name, void *data, size_t size, int64_t offset) {
-  for (size_t done = 0; done < size;) {
-    const ssize_t got = pread(descriptor, (uint8_t *)data + done, size - done, offset + (int64_t)done);
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return comba_fail(COMBA_ERROR_IO, "%s: cannot read: %s", name, strerror(errno));
-    if (got == 0)
-      return comba_fail(COMBA_ERROR_IO, "%s: ends at byte %lld, expected at least %lld", name,
-                        (long long)(offset + (int64_t)done), (long long)(offset + (int64_t)size));
-    done += (size_t)got;
-  }
-  return COMBA_OK;
-}
+#include "data/read_at.h"
 
 comba_status comba_dataset_add_file(comba_dataset *dataset, const char *name, int64_t *size) {
   comba_status status = COMBA_OK;
