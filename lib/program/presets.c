@@ -1,9 +1,11 @@
 #include "program/presets.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "core/file.h"
+#include "model/config.h"
 
 const comba_preset *comba_preset_find(const comba_preset *presets, const char *name) {
   char list[512] = "";
@@ -29,4 +31,15 @@ comba_status comba_preset_config(const comba_preset *presets, const char *name, 
   if (!preset) return COMBA_ERROR_ARGUMENT;
   *text = strdup(preset->config);
   return *text ? COMBA_OK : comba_fail_memory(strlen(preset->config), "a config");
+}
+
+comba_status comba_config_warn(const char *text, const char *source) {
+  comba_config *config = NULL;
+  char *warnings = NULL;
+  const comba_status status = comba_config_parse(&config, text, source, &warnings);
+  if (status != COMBA_OK) return status;
+  if (warnings) fprintf(stderr, "warning: %s\n", warnings);
+  free(warnings);
+  comba_config_free(config);
+  return COMBA_OK;
 }

@@ -1,0 +1,48 @@
+#include "evaluate.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/model_private.h"
+#include "program/progress.h"
+
+comba_status lm_evaluate(comba_model *model, const comba_tokens *tokens, int64_t batch, int64_t length, bool quiet,
+                         json_t *result) {
+  const int64_t windows = comba_tokens_windows(tokens, length);
+  int64_t count = 0;
+  double sum = 0;
+  comba_progress progress;
+  comba_status status = COMBA_OK;
+  if (batch > windows) batch = windows;
+  int32_t *input = comba_allocate((size_t)(batch * length) * sizeof *input, "input tokens");
+  int32_t *target = comba_allocate((size_t)(batch * length) * sizeof *target, "target tokens");
+  if (!input || !target) COMBA_TRY(COMBA_ERROR_MEMORY);
+  comba_progress_start(&progress, "evaluate", "window", 0, windows, quiet);
+  for (int64_t window = 0; window < windows; window += batch) {
+    for (int64_t row = 0; row < batch; row++) /* past the end of the stream a window is masked */
+      COMBA_TRY(
+          comba_tokens_window(tokens, (window + row) * length, length, input + row * length, target + row * length));
+    const comba_batch rows = {.batch = batch, .length = length, .input_ids = input, .targets = target};
+    COMBA_TRY(comba_model_forward(model, &rows, COMBA_PASS_EVALUATE, NULL));
+    const float *losses = comba_model_row_losses(model);
+    for (int64_t i = 0; i < batch * length; i++) {
+      if (target[i] < 0) continue;
+      sum += losses[i];
+      count++;
+    }
+    comba_progress_update(&progress, window + batch < windows ? window + batch : windows, "loss %.4f",
+                          sum / (double)count);
+  }
+  comba_progress_clear(&progress);
+  const double loss = sum / (double)count;
+  json_object_set_new(result, "loss", json_real(isfinite(loss) ? loss : 1e30));
+  json_object_set_new(result, "perplexity", json_real(loss < 60 ? exp(loss) : 1e30));
+  if (comba_tokens_are_bytes(tokens))
+    json_object_set_new(result, "bits_per_byte", json_real(loss < 1e30 ? loss / log(2) : 1e30));
+  json_object_set_new(result, "tokens", json_integer(count));
+cleanup:
+  free(input);
+  free(target);
+  return status;
+}
