@@ -1,5 +1,7 @@
 /* Every row of the operator table: the float32 variants against the oracle, the oracle against central differences. One
  * test an operator and mode; `op-bench test` and `op-bench grad` run the same for a person. */
+#include <stdio.h>
+
 #include "core/backend.h"
 #include "op_check.h"
 #include "testing.h"

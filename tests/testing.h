@@ -8,14 +8,15 @@
 
 #include "core/random.h"
 
-/* Frobenius norm of found - expected, over that of expected (over 1 where expected is zero). */
+/* Frobenius norm of found - expected, over that of expected, or over that of values of 0.01 where expected is smaller:
+ * operands are of order one, and what cancels to nothing leaves the rounding errors of the terms that cancelled. */
 static inline double relative_error(const double *found, const double *expected, int64_t count) {
   double error = 0, scale = 0;
   for (int64_t i = 0; i < count; i++) {
     error += (found[i] - expected[i]) * (found[i] - expected[i]);
     scale += expected[i] * expected[i];
   }
-  return sqrt(error) / (scale > 0 ? sqrt(scale) : 1);
+  return count ? sqrt(error) / fmax(sqrt(scale), 0.01 * sqrt((double)count)) : 0;
 }
 
 #define ck_assert_close(found, expected, count, tolerance)                                                             \
