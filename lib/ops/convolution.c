@@ -73,9 +73,9 @@ static comba_status infer(comba_signature *s) {
 
 /* Output columns [*begin, *end) whose tap `kx` falls inside the image. */
 static void inside(const convolution_plan *p, int64_t kx, int64_t *begin, int64_t *end) {
-  const int64_t left = p->padding - kx; /* pixels that window 0 lacks */
-  const int64_t first = left > 0 ? (left + p->stride - 1) / p->stride : 0;
-  const int64_t last = p->width + left > 0 ? (p->width + left - 1) / p->stride + 1 : 0;
+  const int64_t missing = p->padding - kx; /* pixels that window 0 starts too early for this tap */
+  const int64_t first = missing > 0 ? (missing + p->stride - 1) / p->stride : 0;
+  const int64_t last = p->width + missing > 0 ? (p->width + missing - 1) / p->stride + 1 : 0;
   *end = smaller(last, p->out_width);
   *begin = smaller(first, *end);
 }

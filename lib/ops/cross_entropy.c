@@ -104,9 +104,13 @@ static void backward(const comba_call *call) {
       continue;
     }
     const real largest = saved[2 * i], factor = scale * saved[2 * i + 1];
+    if (accumulate) {
 #pragma omp simd
-    for (int64_t j = 0; j < classes; j++)
-      out[j] = factor * comba_exp(in[j] - largest) - every + (accumulate ? out[j] : 0);
+      for (int64_t j = 0; j < classes; j++) out[j] += factor * comba_exp(in[j] - largest) - every;
+    } else {
+#pragma omp simd
+      for (int64_t j = 0; j < classes; j++) out[j] = factor * comba_exp(in[j] - largest) - every;
+    }
     out[targets[i]] -= right;
   }
 }

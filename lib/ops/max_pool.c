@@ -33,38 +33,84 @@ static comba_status infer(comba_signature *s) {
   if (!comba_extent_fits(&s->output[0], 4)) return comba_fail_extent(s, &s->output[0]);
   s->saved = 1;
   s->saved_shape[PLACE] = s->output[0];
+  const comba_shape line = COMBA_SHAPE(4, x->size[3] + 2 * a->padding);
+  if (!comba_extent_fits(&line, 2)) return comba_fail_extent(s, &line);
+  s->forward_workspace = comba_blocks(x->size[0] * x->size[1], 1) * comba_shape_elements(&line);
   return COMBA_OK;
 }
 
-/* Place of the largest value of the window [top, bottom) x [left, right). A NaN counts as the largest, so that it shows. */
-static int64_t largest(const real *plane, int64_t width, int64_t top, int64_t bottom, int64_t left, int64_t right) {
-  int64_t place = top * width + left;
-  for (int64_t y = top; y < bottom; y++)
-    for (int64_t x = left; x < right; x++)
-      if (plane[y * width + x] > plane[place] || isnan(plane[y * width + x])) place = y * width + x;
-  return place;
+/* The best value found so far at each of some positions, and its place. */
+typedef struct candidates {
+  real *value;
+  int32_t *place;
+} candidates;
+
+static candidates candidates_at(real *memory, int64_t length) {
+  return (candidates){memory, (int32_t *)(memory + length)};
 }
 
+/* A NaN counts as the largest, so that it shows. */
+static inline bool wins(real value, int32_t place, real bound, int32_t bound_place) {
+  return (value > bound) | ((value == bound) & (place < bound_place)) | (value != value);
+}
+
+static void clear(candidates best, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    best.value[i] = -(real)INFINITY;
+    best.place[i] = INT32_MAX;
+  }
+}
+
+/* best[i] = the better of itself and pixel `start` + i of the plane */
+static void offer_pixels(const real *plane, int64_t start, int64_t n, candidates best) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    const real value = plane[start + i];
+    const int32_t place = (int32_t)(start + i);
+    const bool better = wins(value, place, best.value[i], best.place[i]);
+    best.value[i] = better ? value : best.value[i];
+    best.place[i] = better ? place : best.place[i];
+  }
+}
+
+/* best[i] = the better of itself and from[i + shift] */
+static void offer_candidates(candidates from, int64_t shift, int64_t n, candidates best) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    const real value = from.value[i + shift];
+    const int32_t place = from.place[i + shift];
+    const bool better = wins(value, place, best.value[i], best.place[i]);
+    best.value[i] = better ? value : best.value[i];
+    best.place[i] = better ? place : best.place[i];
+  }
+}
+
+/* For a row of windows: the best of each column of their lines, with the padding as columns that hold nothing; from these the
+ * best of a window at every column, so that loops run over neighbours; then one window in `stride` is kept. */
 static void forward(const comba_call *call) {
   const comba_window_attributes *a = call->attributes;
   const comba_shape *shape = &call->input[X].shape, *out = &call->output[0].shape;
   const int64_t planes = shape->size[0] * shape->size[1], height = shape->size[2], width = shape->size[3];
-  const int64_t out_height = out->size[2], out_width = out->size[3], stride = comba_window_stride(a);
-  const real *x = call->input[X].data;
+  const int64_t rows = out->size[2], windows = out->size[3], stride = comba_window_stride(a);
+  const int64_t blocks = comba_blocks(planes, 1), length = width + 2 * a->padding;
   real *y = call->output[0].data;
   int32_t *saved = call->saved[PLACE].data;
 #pragma omp parallel for
-  for (int64_t plane = 0; plane < planes; plane++) {
-    const real *from = x + plane * height * width;
-    for (int64_t i = 0; i < out_height; i++)
-      for (int64_t j = 0; j < out_width; j++) {
-        const int64_t top = i * stride - a->padding, left = j * stride - a->padding;
-        const int64_t place = largest(from, width, larger(top, 0), smaller(top + a->kernel, height), larger(left, 0),
-                                      smaller(left + a->kernel, width));
-        const int64_t to = (plane * out_height + i) * out_width + j;
-        y[to] = from[place];
-        if (saved) saved[to] = (int32_t)place;
-      }
+  for (int64_t block = 0; block < blocks; block++) {
+    real *memory = (real *)call->workspace + block * 4 * length;
+    const candidates column = candidates_at(memory, length), window = candidates_at(memory + 2 * length, length);
+    const candidates image = {column.value + a->padding, column.place + a->padding};
+    for (int64_t row = comba_block_start(planes * rows, blocks, block);
+         row < comba_block_start(planes * rows, blocks, block + 1); row++) {
+      const real *plane = (const real *)call->input[X].data + row / rows * height * width;
+      const int64_t top = row % rows * stride - a->padding, bottom = smaller(top + a->kernel, height);
+      clear(column, length);
+      for (int64_t line = larger(top, 0); line < bottom; line++) offer_pixels(plane, line * width, width, image);
+      clear(window, length);
+      for (int64_t tap = 0; tap < a->kernel; tap++) offer_candidates(column, tap, length - a->kernel + 1, window);
+      for (int64_t j = 0; j < windows; j++) y[row * windows + j] = window.value[j * stride];
+      for (int64_t j = 0; j < windows && saved; j++) saved[row * windows + j] = window.place[j * stride];
+    }
   }
 }
 
