@@ -86,6 +86,11 @@ void comba_config_free(comba_config *config);
 /* The schema as a Markdown table (field, type, default, help) for one model_type; to be freed. */
 comba_status comba_config_document(const char *model_type, char **text);
 
+/* The name of a class by `id2label`, or NULL; belongs to the config. */
+const char *comba_config_class_name(const comba_config *config, int64_t index);
+/* Sets num_classes, id2label and label2id. Names are UTF-8 and differ from each other. */
+comba_status comba_config_set_class_names(comba_config *config, const char *const *names, int64_t count);
+
 /* intermediate_size, or hidden_size * hidden_ratio * 2/3 rounded up to a multiple of 256. */
 int64_t comba_config_intermediate_size(const comba_config *config);
 
