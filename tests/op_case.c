@@ -113,6 +113,8 @@ uint32_t op_case_accumulated(const op_instance *instance) {
 
 /* ---- Text ---------------------------------------------------------------------------------------------------------- */
 
+enum { VALUES_SHOWN = 12 };
+
 static void append(char text[OP_CASE_TEXT], const char *format, ...) __attribute__((format(printf, 2, 3)));
 static void append(char text[OP_CASE_TEXT], const char *format, ...) {
   const size_t used = strlen(text);
@@ -140,8 +142,9 @@ const char *op_case_text(const comba_op *op, const comba_case *c, char text[OP_C
     case COMBA_FILL_INDEX: append(text, " integers in [%g, %g)", input->low, input->high); break;
     case COMBA_FILL_UNIT: append(text, " unit rows"); break;
     case COMBA_FILL_VALUES:
-      for (int64_t k = 0, n = comba_shape_elements(&input->shape); k < n; k++)
+      for (int64_t k = 0, n = comba_shape_elements(&input->shape); k < n && k < VALUES_SHOWN; k++)
         append(text, "%c%d", k ? ' ' : '=', input->values[k]);
+      if (comba_shape_elements(&input->shape) > VALUES_SHOWN) append(text, " ...");
       break;
     }
   }

@@ -368,11 +368,14 @@ static double central_difference(op_instance *instance, const op_reference *r, o
   return sum / (2 * step);
 }
 
-/* Single elements cost two forward passes each, so a large case gets fewer. */
-static int64_t affordable(const comba_signature *s, int64_t elements, int coordinates) {
-  const double budget = 2e8, afforded = budget / fmax(s->forward_flops, 1);
-  const double count = fmin(fmin((double)coordinates, (double)elements), fmax(afforded, 2));
-  return (int64_t)count;
+/* Single elements cost two forward passes each, so an input of a large case gets fewer; its random direction covers all of
+ * it in any case. */
+static int64_t affordable(const op_instance *instance, int64_t elements, int coordinates) {
+  double cost = instance->signature.forward_flops;
+  for (int i = 0; i < instance->op->inputs; i++) cost += 10 * (double)instance->input[i].elements;
+  for (int i = 0; i < instance->signature.outputs; i++) cost += 50 * (double)instance->output[i].elements;
+  const double budget = 1e6 * coordinates;
+  return (int64_t)fmin(fmin((double)coordinates, (double)elements), fmax(budget / cost, 2));
 }
 
 static const char *check_input_gradient(const op_reference *r, op_instance *instance, int input, int coordinates) {
@@ -393,7 +396,7 @@ static const char *check_input_gradient(const op_reference *r, op_instance *inst
                    "gradient of input %d along a random direction is %.12g, central difference %.12g, tolerance %.3g",
                    input, expected, found, tolerance);
   memset(direction, 0, (size_t)x->elements * sizeof *direction);
-  const int64_t count = affordable(&instance->signature, x->elements, coordinates);
+  const int64_t count = affordable(instance, x->elements, coordinates);
   for (int64_t i = 0; i < count && !failure; i++) {
     const int64_t k = (int64_t)comba_random_below(4, (uint64_t)input, (uint64_t)i, (uint64_t)x->elements);
     direction[k] = 1;
