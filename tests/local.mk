@@ -36,6 +36,8 @@ tests_libtesting_la_SOURCES = \
 	tests/op_instance.h \
 	tests/oracle/recurrence.c \
 	tests/oracle/recurrence.h \
+	tests/oracle/softmax_attention.c \
+	tests/oracle/softmax_attention.h \
 	tests/testing.h
 tests_libtesting_la_LIBADD = lib/libkernels-oracle.la lib/libcomba-all.la
 
