@@ -1,1 +1,5 @@
-# The examples use the installed interface alone, so they link with the shared library.
+# The examples use the public interface alone, so they link with the shared library, whose other symbols are hidden.
+examples = examples/decode examples/mixer
+noinst_PROGRAMS += $(examples)
+examples_decode_LDADD = lib/libcomba.la
+examples_mixer_LDADD = lib/libcomba.la

@@ -25,6 +25,8 @@ library_sources = \
 	lib/core/status.h \
 	lib/core/threads.c \
 	lib/core/version.c \
+	lib/data/augment.c \
+	lib/data/augment.h \
 	lib/data/cifar.c \
 	lib/data/dataset.c \
 	lib/data/dataset.h \
@@ -38,12 +40,22 @@ library_sources = \
 	lib/data/image_codec.h \
 	lib/data/image_jpeg.c \
 	lib/data/image_png.c \
+	lib/data/image_write.c \
+	lib/data/image_write.h \
+	lib/data/loader.c \
+	lib/data/loader.h \
 	lib/data/order.h \
 	lib/data/prepare.c \
+	lib/data/preprocess.c \
+	lib/data/preprocess.h \
+	lib/data/read_at.c \
+	lib/data/read_at.h \
 	lib/data/records.c \
 	lib/data/resize.c \
 	lib/data/resize.h \
 	lib/data/split.c \
+	lib/data/tokens.c \
+	lib/data/tokens.h \
 	lib/mixers/attention.h \
 	lib/mixers/comba.c \
 	lib/mixers/mixer.h \
@@ -114,6 +126,8 @@ kernel_sources = \
 	lib/ops/swiglu.c \
 	lib/ops/table.c \
 	lib/ops/window.h \
+	lib/scan/attention.c \
+	lib/scan/attention_block.h \
 	lib/scan/delta_rule.c \
 	lib/scan/delta_rule.h \
 	lib/scan/delta_rule_chunk.c \
@@ -154,11 +168,11 @@ lib_libcomba_all_la_SOURCES = $(library_sources)
 lib_libcomba_all_la_LIBADD = $(kernel_libraries) \
 	$(ONEDNN_LIBS) $(BLAS_LIBS) $(JANSSON_LIBS) $(PNG_LIBS) $(JPEG_LIBS) $(LIBM)
 
-lib_LTLIBRARIES += libcomba.la
-libcomba_la_SOURCES =
-libcomba_la_LIBADD = lib/libcomba-all.la
-libcomba_la_LDFLAGS = $(AM_LDFLAGS) -no-undefined -version-info $(COMBA_LIBRARY_VERSION)
-libcomba_la_LIBTOOLFLAGS =
+lib_LTLIBRARIES += lib/libcomba.la
+lib_libcomba_la_SOURCES =
+lib_libcomba_la_LIBADD = lib/libcomba-all.la
+lib_libcomba_la_LDFLAGS = $(AM_LDFLAGS) -no-undefined -version-info $(COMBA_LIBRARY_VERSION)
+lib_libcomba_la_LIBTOOLFLAGS =
 
 # What comba-lm and comba-vision share: options, progress, run folder, training loop.
 noinst_LTLIBRARIES += lib/libprogram.la
@@ -169,6 +183,8 @@ lib_libprogram_la_SOURCES = \
 	lib/program/describe.h \
 	lib/program/forward.c \
 	lib/program/forward.h \
+	lib/program/info.c \
+	lib/program/info.h \
 	lib/program/options.c \
 	lib/program/options.h \
 	lib/program/presets.c \
