@@ -37,6 +37,7 @@ typedef struct comba_build {
   comba_initial matrix_initial, convolution_initial; /* of the model */
   double norm_eps;
   double label_smoothing;   /* vision, training */
+  float *class_weights;     /* likewise: (num_classes) or NULL */
   comba_tensor *cu_seqlens; /* (N+1) or NULL */
   /* decoding only */
   comba_states *states;   /* NULL: sequences start from zero and end without a trace */

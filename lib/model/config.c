@@ -10,7 +10,7 @@
 #include "model/json.h"
 #include "model/schema.h"
 
-enum { MAX_FILE = 16 << 20, MAX_WHERE = 512, WARNINGS_SHOWN = 20, DESCRIPTION = COMBA_JSON_DESCRIPTION_SIZE };
+enum { MAX_FILE = 16 << 20, MAX_WHERE = 32, WARNINGS_SHOWN = 20, DESCRIPTION = COMBA_JSON_DESCRIPTION_SIZE };
 
 static const char vision_suffix[] = "_vision";
 
@@ -25,22 +25,22 @@ static const comba_field *kind_fields(const comba_config *config) {
 
 /* ---- The kind and the mixer ---- */
 
-static comba_status fail_model_type(const json_t *value, const char *where) {
+static comba_status fail_model_type(const json_t *value) {
   char text[DESCRIPTION], known[1024] = "";
   size_t used = 0;
   for (const comba_mixer_row *const *row = comba_mixer_table; *row && used < sizeof known; row++)
     used += (size_t)snprintf(known + used, sizeof known - used, "%s\"%s\"", used ? ", " : "", (*row)->model_type);
-  return comba_fail(COMBA_ERROR_ARGUMENT, "%smodel_type is %s, expected one of %s, for vision with \"%s\" at the end",
-                    where, value ? comba_json_describe(value, text) : "missing", known, vision_suffix);
+  return comba_fail(COMBA_ERROR_ARGUMENT, "model_type is %s, expected one of %s, for vision with \"%s\" at the end",
+                    value ? comba_json_describe(value, text) : "missing", known, vision_suffix);
 }
 
 /* An empty config of that model_type with all defaults. */
-static comba_status create(comba_config **config, const json_t *model_type, const char *where) {
+static comba_status create(comba_config **config, const json_t *model_type) {
   comba_status status = COMBA_OK;
   const char *name = json_string_value(model_type);
   const comba_mixer_row *mixer = name ? comba_mixer_find(name) : NULL;
   comba_config *made = NULL;
-  if (!mixer || strlen(name) >= sizeof made->model_type) return fail_model_type(model_type, where);
+  if (!mixer || strlen(name) >= sizeof made->model_type) return fail_model_type(model_type);
   made = calloc(1, sizeof *made);
   if (!made) return comba_fail_memory(sizeof *made, "a config");
   made->mixer_config = calloc(1, mixer->config_size ? mixer->config_size : 1);
@@ -121,14 +121,14 @@ static json_t *hybrid_json(const json_t *attn, size_t index) {
   return json_is_array(attn) ? json_array_get(attn, index) : index == 0 ? (json_t *)attn : NULL;
 }
 
-static comba_status parse_attention(comba_config *config, const json_t *attn, const char *where) {
-  char text[DESCRIPTION], inner[MAX_WHERE];
+static comba_status parse_attention(comba_config *config, const json_t *attn) {
+  char text[DESCRIPTION], where[MAX_WHERE];
   const bool is_list = json_is_array(attn);
   const size_t count = is_list ? json_array_size(attn) : 1;
   if (!attn || json_is_null(attn)) return COMBA_OK;
   if ((!is_list && !json_is_object(attn)) || count > COMBA_MAX_LAYERS)
-    return comba_fail(COMBA_ERROR_ARGUMENT, "%sattn is %s, expected null, an object, or an array of at most %d objects",
-                      where, comba_json_describe(attn, text), COMBA_MAX_LAYERS);
+    return comba_fail(COMBA_ERROR_ARGUMENT, "attn is %s, expected null, an object, or an array of at most %d objects",
+                      comba_json_describe(attn, text), COMBA_MAX_LAYERS);
   if (count == 0) return COMBA_OK;
   config->hybrid = calloc(count, sizeof *config->hybrid);
   if (!config->hybrid) return comba_fail_memory(count * sizeof *config->hybrid, "attn");
@@ -136,15 +136,15 @@ static comba_status parse_attention(comba_config *config, const json_t *attn, co
   for (size_t i = 0; i < count; i++) {
     const json_t *json = hybrid_json(attn, i);
     if (!json_is_object(json))
-      return comba_fail(COMBA_ERROR_ARGUMENT, "%sattn[%zu] is %s, expected an object", where, i,
+      return comba_fail(COMBA_ERROR_ARGUMENT, "attn[%zu] is %s, expected an object", i,
                         comba_json_describe(json, text));
     if (is_list)
-      snprintf(inner, sizeof inner, "%sattn[%zu].", where, i);
+      snprintf(where, sizeof where, "attn[%zu].", i);
     else
-      snprintf(inner, sizeof inner, "%sattn.", where);
+      snprintf(where, sizeof where, "attn.");
     comba_fields_default(comba_schema_hybrid, &config->hybrid[i]);
     comba_fields_default(comba_schema_hybrid_vision, &config->hybrid[i]);
-    const comba_status status = parse_hybrid(config, (int)i, json, inner);
+    const comba_status status = parse_hybrid(config, (int)i, json, where);
     if (status != COMBA_OK) return status;
   }
   return COMBA_OK;
@@ -152,47 +152,47 @@ static comba_status parse_attention(comba_config *config, const json_t *attn, co
 
 /* ---- What is not in a schema ---- */
 
-static comba_status check_fixed(const comba_config *config, const char *where) {
+static comba_status check_fixed(const comba_config *config) {
   for (const comba_fixed_field *field = comba_schema_fixed; field->name; field++) {
     char text[DESCRIPTION], padded[DESCRIPTION + 2];
     const json_t *value = json_object_get(config->json, field->name);
     if (!value || !(config->kind == COMBA_KIND_VISION ? field->vision : field->language)) continue;
     snprintf(padded, sizeof padded, " %s ", comba_json_describe(value, text));
     if (!strstr(field->allowed, padded))
-      return comba_fail(COMBA_ERROR_UNSUPPORTED, "%s%s is %s, which is not supported; expected one of:%s", where,
-                        field->name, text, field->allowed);
+      return comba_fail(COMBA_ERROR_UNSUPPORTED, "%s is %s, which is not supported; expected one of:%s", field->name,
+                        text, field->allowed);
   }
   return COMBA_OK;
 }
 
-static comba_status check_class_names(const comba_config *config, const char *where) {
+static comba_status check_class_names(const comba_config *config) {
   char text[DESCRIPTION], printable[DESCRIPTION];
   const json_t *names = json_object_get(config->json, "id2label");
   const char *key;
   json_t *name;
   if (!names || json_is_null(names)) return COMBA_OK;
   if (!json_is_object(names))
-    return comba_fail(COMBA_ERROR_ARGUMENT, "%sid2label is %s, expected an object of class names", where,
+    return comba_fail(COMBA_ERROR_ARGUMENT, "id2label is %s, expected an object of class names",
                       comba_json_describe(names, text));
   json_object_foreach((json_t *)names, key, name) {
     if (!json_is_string(name))
-      return comba_fail(COMBA_ERROR_ARGUMENT, "%sid2label: '%s' is %s, expected a class name", where,
+      return comba_fail(COMBA_ERROR_ARGUMENT, "id2label: '%s' is %s, expected a class name",
                         comba_json_printable(key, printable), comba_json_describe(name, text));
   }
   return COMBA_OK;
 }
 
-static comba_status check_sizes(const comba_config *config, const char *where) {
+static comba_status check_sizes(const comba_config *config) {
   if (config->kind == COMBA_KIND_LANGUAGE) {
     if (config->pad_token_id >= config->vocab_size)
-      return comba_fail(COMBA_ERROR_ARGUMENT, "%spad_token_id is %" PRId64 ", expected less than vocab_size %" PRId64,
-                        where, config->pad_token_id, config->vocab_size);
+      return comba_fail(COMBA_ERROR_ARGUMENT, "pad_token_id is %" PRId64 ", expected less than vocab_size %" PRId64,
+                        config->pad_token_id, config->vocab_size);
     return COMBA_OK;
   }
   if (config->tokenizer_convolutions == 0 && config->image_size % config->patch_size != 0)
-    return comba_fail(COMBA_ERROR_ARGUMENT, "%spatch_size is %" PRId64 ", expected a divisor of image_size %" PRId64,
-                      where, config->patch_size, config->image_size);
-  return check_class_names(config, where);
+    return comba_fail(COMBA_ERROR_ARGUMENT, "patch_size is %" PRId64 ", expected a divisor of image_size %" PRId64,
+                      config->patch_size, config->image_size);
+  return check_class_names(config);
 }
 
 /* ---- Unknown fields ---- */
@@ -249,39 +249,33 @@ static comba_status list_unknown(const comba_config *config, const char *source,
 
 static comba_status parse(comba_config **config, const char *text, size_t size, const char *source, char **warnings) {
   comba_status status = COMBA_OK;
-  char where[MAX_WHERE], description[DESCRIPTION];
+  char description[DESCRIPTION];
   comba_config *made = NULL;
   json_t *json = NULL;
-  snprintf(where, sizeof where, "%s: ", source);
   status = comba_json_parse(&json, text, size, source);
-  if (status == COMBA_ERROR_FORMAT) status = COMBA_ERROR_ARGUMENT; /* a config's errors are all of one code */
-  if (status != COMBA_OK) goto cleanup;
+  /* All that is wrong with a config has one code. */
+  if (status != COMBA_OK) return status == COMBA_ERROR_FORMAT ? COMBA_ERROR_ARGUMENT : status;
   if (!json_is_object(json)) {
-    status = comba_fail(COMBA_ERROR_ARGUMENT, "%s%s, expected an object with the fields of a config", where,
+    status = comba_fail(COMBA_ERROR_ARGUMENT, "%s, expected an object with the fields of a config",
                         comba_json_describe(json, description));
     goto cleanup;
   }
-  COMBA_TRY(create(&made, json_object_get(json, "model_type"), where));
+  COMBA_TRY(create(&made, json_object_get(json, "model_type")));
   json_decref(made->json);
   made->json = json_incref(json);
-  COMBA_TRY(comba_fields_parse(comba_schema_common, made, json, where));
-  COMBA_TRY(comba_fields_parse(kind_fields(made), made, json, where));
-  COMBA_TRY(comba_fields_parse(made->mixer->fields, made->mixer_config, json, where));
-  COMBA_TRY(check_fixed(made, where));
-  COMBA_TRY(check_sizes(made, where));
-  COMBA_TRY(parse_attention(made, json_object_get(json, "attn"), where));
-  if (made->mixer->check) {
-    status = made->mixer->check(made->mixer_config, made->hidden_size);
-    if (status != COMBA_OK) {
-      comba_fail_in(status, "%s", source);
-      goto cleanup;
-    }
-  }
+  COMBA_TRY(comba_fields_parse(comba_schema_common, made, json, ""));
+  COMBA_TRY(comba_fields_parse(kind_fields(made), made, json, ""));
+  COMBA_TRY(comba_fields_parse(made->mixer->fields, made->mixer_config, json, ""));
+  COMBA_TRY(check_fixed(made));
+  COMBA_TRY(check_sizes(made));
+  COMBA_TRY(parse_attention(made, json_object_get(json, "attn")));
+  if (made->mixer->check) COMBA_TRY(made->mixer->check(made->mixer_config, made->hidden_size));
   if (warnings) COMBA_TRY(list_unknown(made, source, warnings));
   *config = made;
   made = NULL;
 
 cleanup:
+  if (status != COMBA_OK) comba_fail_in(status, "%s", source);
   comba_config_free(made);
   json_decref(json);
   return status;
@@ -431,54 +425,39 @@ cleanup:
 comba_status comba_config_document(const char *model_type, char **text) {
   comba_status status = COMBA_OK;
   comba_config *config = NULL;
+  comba_hybrid hybrid = {0};
   char *written = NULL;
   size_t size = 0;
   FILE *stream = NULL;
   json_t *name = json_string(model_type);
-  COMBA_TRY(create(&config, name, ""));
+  COMBA_TRY(create(&config, name));
   stream = open_memstream(&written, &size);
   if (!stream) {
     status = comba_fail_memory(0, "the fields of a config");
     goto cleanup;
   }
-  comba_hybrid hybrid = {0};
   comba_fields_default(comba_schema_hybrid, &hybrid);
   comba_fields_default(comba_schema_hybrid_vision, &hybrid);
   fputs("| field | value | if missing | meaning |\n| --- | --- | --- | --- |\n", stream);
-  fprintf(stream, "| `model_type` | \"%s\" | an error | the mixer and the kind of model |\n", model_type);
-  comba_fields_document(comba_schema_common, config, stream);
-  comba_fields_document(kind_fields(config), config, stream);
-  comba_fields_document(config->mixer->fields, config->mixer_config, stream);
-  fputs("| `attn` | null, an object, or an array of objects | null | layers of softmax attention, with the fields "
-        "below |\n"
-        "| `attn.layers` | an array of integers | an error | numbers of these layers, from 0; each once |\n",
+  fprintf(stream, "| `model_type` | \"%s\" | an error | the mixer and the kind of model |\n", config->model_type);
+  comba_fields_document(comba_schema_common, config, "", stream);
+  comba_fields_document(kind_fields(config), config, "", stream);
+  comba_fields_document(config->mixer->fields, config->mixer_config, "", stream);
+  fputs("| `attn` | an object, an array of objects, or null | null | layers of softmax attention instead |\n"
+        "| `attn.layers` | an array of integers | an error | their numbers, from 0, each once |\n",
         stream);
-  /* The rows of comba_hybrid under their path. */
-  char *rows = NULL;
-  size_t rows_size = 0;
-  FILE *inner = open_memstream(&rows, &rows_size);
-  if (inner) {
-    comba_fields_document(comba_schema_hybrid, &hybrid, inner);
-    if (config->kind == COMBA_KIND_VISION) comba_fields_document(comba_schema_hybrid_vision, &hybrid, inner);
-    fclose(inner);
+  comba_fields_document(comba_schema_hybrid, &hybrid, "attn.", stream);
+  if (config->kind == COMBA_KIND_VISION) comba_fields_document(comba_schema_hybrid_vision, &hybrid, "attn.", stream);
+  const bool failed = ferror(stream);
+  if (fclose(stream) != 0 || failed) {
+    status = comba_fail_memory(size, "the fields of a config");
+    goto cleanup;
   }
-  for (char *line = rows; line && *line;) {
-    char *end = strchr(line, '\n');
-    fprintf(stream, "| `attn.%.*s\n", (int)(end - line - 3), line + 3);
-    line = end + 1;
-  }
-  free(rows);
+  *text = written;
+  written = NULL;
 
 cleanup:
-  if (stream) {
-    const bool complete = !ferror(stream);
-    if ((fclose(stream) != 0 || !complete) && status == COMBA_OK)
-      status = comba_fail_memory(size, "the fields of a config");
-  }
-  if (status == COMBA_OK)
-    *text = written;
-  else
-    free(written);
+  free(written);
   comba_config_free(config);
   json_decref(name);
   return status;

@@ -140,11 +140,11 @@ comba_status comba_fields_write(const comba_field *fields, const void *object, j
   return COMBA_OK;
 }
 
-void comba_fields_document(const comba_field *fields, const void *object, FILE *stream) {
+void comba_fields_document(const comba_field *fields, const void *object, const char *where, FILE *stream) {
   char expected[EXPECTATION];
   for (const comba_field *field = fields; field->name; field++) {
     const double value = load(field, object);
-    fprintf(stream, "| `%s` | %s | ", field->name, expectation(field, expected));
+    fprintf(stream, "| `%s%s` | %s | ", where, field->name, expectation(field, expected));
     if (stands_for_null(field, value))
       fputs("null", stream);
     else if (field->type == COMBA_FIELD_BOOLEAN)

@@ -23,6 +23,7 @@ comba_build comba_model_build_context(const comba_model *model, comba_graph *gra
       .causal = !vision,
       .norm_eps = config->norm_eps,
       .label_smoothing = model->options.label_smoothing,
+      .class_weights = model->class_weights,
       .matrix_initial = {vision ? COMBA_DRAW_TRUNCATED_NORMAL : COMBA_DRAW_NORMAL, range},
       /* fla draws convolution taps like matrices; fla-zoo leaves them at Conv1d's default, uniform up to 1/sqrt(taps) */
       .convolution_initial = {COMBA_DRAW_NORMAL, range},
@@ -157,7 +158,18 @@ void comba_model_free(comba_model *model) {
   comba_parameters_release(&model->parameters);
   comba_config_free(model->config);
   free(model->config_text);
+  free(model->class_weights);
   free(model);
+}
+
+comba_status comba_model_set_class_weights(comba_model *model, const float *weights) {
+  const size_t bytes = (size_t)model->config->num_classes * sizeof *weights;
+  float *copy = comba_allocate(bytes, "the class weights");
+  if (!copy) return COMBA_ERROR_MEMORY;
+  memcpy(copy, weights, bytes);
+  free(model->class_weights);
+  model->class_weights = copy;
+  return COMBA_OK;
 }
 
 void comba_model_describe(const comba_model *model, comba_model_info *info) {

@@ -22,6 +22,7 @@ struct comba_model {
   comba_options options;
   const comba_backend *backend;
   comba_parameters parameters;
+  float *class_weights; /* of a vision model's loss in training: (num_classes), or NULL */
   comba_plan plan[COMBA_MAX_PLANS];
   const comba_plan *current; /* of the last forward */
   uint64_t uses;
@@ -48,6 +49,9 @@ const float *comba_model_row_losses(const comba_model *model);
 /* Memory and FLOPs of the plan for one training step of this size. */
 comba_status comba_model_cost(comba_model *model, comba_pass pass, int64_t batch, int64_t length,
                               comba_graph_cost *cost);
+
+/* How much each class counts in a vision model's loss in training; copies (num_classes). Before the first forward. */
+comba_status comba_model_set_class_weights(comba_model *model, const float *weights);
 
 /* AdamW's moments and step as PATH (safetensors), for checkpoints. */
 comba_status comba_model_save_optimizer(const comba_model *model, const char *path);

@@ -11,12 +11,12 @@
 
 void comba_fields_default(const comba_field *fields, void *object);
 /* Stores the members of `json` that the schema knows; others are left alone. `where` is put before a field's name in messages,
- * "config.json: attn[1].". */
+ * "attn[1].". */
 comba_status comba_fields_parse(const comba_field *fields, void *object, const json_t *json, const char *where);
 /* Sets all fields as members of `json`, null where the value stands for it. */
 comba_status comba_fields_write(const comba_field *fields, const void *object, json_t *json);
 /* One row of a Markdown table a field. */
-void comba_fields_document(const comba_field *fields, const void *object, FILE *stream);
+void comba_fields_document(const comba_field *fields, const void *object, const char *where, FILE *stream);
 const comba_field *comba_fields_find(const comba_field *fields, const char *name);
 /* The value that a missing field has, for one whose default depends on the mixer. */
 void comba_field_store(const comba_field *field, void *object, double value);

@@ -173,8 +173,12 @@ void comba_vision_build(comba_build *build, comba_plan *plan) {
 
   plan->logits = comba_build_linear(build, "classifier", x, config->num_classes, true);
   plan->targets = comba_graph_input(graph, "labels", COMBA_INDEX, COMBA_SHAPE(B));
-  plan->loss = comba_cross_entropy(graph, plan->logits, plan->targets, build->training ? build->label_smoothing : 0,
-                                   &plan->row_losses);
+  comba_tensor *weights = NULL;
+  if (build->training && build->class_weights)
+    weights = comba_graph_external(graph, "class_weights", COMBA_STATE, COMBA_SHAPE(config->num_classes),
+                                   build->class_weights);
+  plan->loss = comba_cross_entropy(graph, plan->logits, plan->targets, weights,
+                                   build->training ? build->label_smoothing : 0, &plan->row_losses);
   comba_graph_keep(graph, plan->logits);
   comba_graph_keep(graph, plan->loss);
   comba_graph_keep(graph, plan->row_losses);

@@ -1,11 +1,12 @@
 /* With m = max_j x_j, z = sum_j e^{x_j - m} and L = ln z, for each row x (V) of the logits with target t >= 0:
- *   row = L - (x_t - m);  smoothed = (1 - s) row + s (L - mean_j (x_j - m));  loss (1) = mean of `smoothed` over those rows
- * dx_j = dloss / count (e^{x_j - m} / z - s / V - (1 - s) [j = t]);  0 in ignored rows, which have a negative target */
+ *   row = L - (x_t - m);  smoothed = (1 - s) row + s (L - mean_j (x_j - m))
+ *   loss (1) = sum of w_t smoothed over those rows / W,  W = sum of w_t, with w_t = weights[t] or 1
+ * dx_j = dloss w_t / W (e^{x_j - m} / z - s / V - (1 - s) [j = t]);  0 in ignored rows, which have a negative target */
 #include "ops/extent.h"
 #include "ops/gradient.h"
 #include "ops/ops.h"
 
-enum { LOGITS, TARGETS };
+enum { LOGITS, TARGETS, WEIGHTS };
 enum { LOSS, ROWS };
 enum {
   STATISTICS
@@ -26,6 +27,9 @@ static comba_status infer(comba_signature *s) {
   expected.rank--;
   if (!comba_shape_equal(targets, &expected))
     return comba_fail_shape(s, TARGETS, "the shape of the logits without the last size");
+  const comba_shape *weights = &s->input[WEIGHTS];
+  if (weights->rank && (weights->rank != 1 || weights->size[0] != logits->size[logits->rank - 1]))
+    return comba_fail_shape(s, WEIGHTS, "(V)");
   s->outputs = 2;
   s->output[LOSS] = COMBA_SHAPE(1);
   s->output[ROWS] = expected;
@@ -59,26 +63,27 @@ static void forward(const comba_call *call) {
   const int64_t rows = row_count(&call->input[LOGITS].shape);
   const int64_t classes = comba_shape_elements(&call->input[LOGITS].shape) / rows, blocks = comba_blocks(rows, 1);
   const real *x = call->input[LOGITS].data;
+  const real *weights = call->input[WEIGHTS].data;
   const int32_t *targets = call->input[TARGETS].data;
   real *loss = call->output[LOSS].data, *row = call->output[ROWS].data, *saved = call->saved[STATISTICS].data;
-  double sum[COMBA_BLOCKS] = {0};
-  int64_t count[COMBA_BLOCKS] = {0};
+  double sum[COMBA_BLOCKS] = {0}, weight_sum[COMBA_BLOCKS] = {0};
 #pragma omp parallel for
   for (int64_t block = 0; block < blocks; block++) {
     const int64_t end = comba_block_start(rows, blocks, block + 1);
     for (int64_t i = comba_block_start(rows, blocks, block); i < end; i++) {
       row[i] = 0;
       if (targets[i] < 0) continue;
-      sum[block] += (double)row_loss(x + i * classes, classes, targets[i], (real)a->label_smoothing, &row[i],
-                                     saved ? saved + 2 * i : NULL);
-      count[block]++;
+      const double weight = weights ? (double)weights[targets[i]] : 1;
+      sum[block] += weight * (double)row_loss(x + i * classes, classes, targets[i], (real)a->label_smoothing, &row[i],
+                                              saved ? saved + 2 * i : NULL);
+      weight_sum[block] += weight;
     }
   }
   for (int64_t block = 1; block < blocks; block++) {
     sum[0] += sum[block];
-    count[0] += count[block];
+    weight_sum[0] += weight_sum[block];
   }
-  *loss = count[0] ? (real)(sum[0] / (double)count[0]) : 0;
+  *loss = weight_sum[0] > 0 ? (real)(sum[0] / weight_sum[0]) : 0;
 }
 
 static void backward(const comba_call *call) {
@@ -88,13 +93,13 @@ static void backward(const comba_call *call) {
   const int64_t classes = comba_shape_elements(&call->input[LOGITS].shape) / rows;
   const bool accumulate = call->accumulate[LOGITS];
   const real *x = call->input[LOGITS].data, *saved = call->saved[STATISTICS].data;
+  const real *weights = call->input[WEIGHTS].data;
   const int32_t *targets = call->input[TARGETS].data;
   real *dx = call->input_gradient[LOGITS].data;
-  int64_t count = 0;
-  for (int64_t i = 0; i < rows; i++) count += targets[i] >= 0;
-  const double mean = *(const real *)call->output_gradient[LOSS].data / (double)(count ? count : 1);
-  const real scale = (real)mean, every = (real)(mean * a->label_smoothing / (double)classes);
-  const real right = (real)(mean * (1 - a->label_smoothing));
+  double weight_sum = 0;
+  for (int64_t i = 0; i < rows; i++)
+    if (targets[i] >= 0) weight_sum += weights ? (double)weights[targets[i]] : 1;
+  const double mean = weight_sum > 0 ? *(const real *)call->output_gradient[LOSS].data / weight_sum : 0;
 #pragma omp parallel for
   for (int64_t i = 0; i < rows; i++) {
     const real *in = x + i * classes;
@@ -103,7 +108,9 @@ static void backward(const comba_call *call) {
       if (!accumulate) memset(out, 0, (size_t)classes * sizeof(real));
       continue;
     }
-    const real largest = saved[2 * i], factor = scale * saved[2 * i + 1];
+    const double own = weights ? mean * (double)weights[targets[i]] : mean;
+    const real every = (real)(own * a->label_smoothing / (double)classes);
+    const real largest = saved[2 * i], factor = (real)own * saved[2 * i + 1];
     if (accumulate) {
 #pragma omp simd
       for (int64_t j = 0; j < classes; j++) out[j] += factor * comba_exp(in[j] - largest) - every;
@@ -111,7 +118,7 @@ static void backward(const comba_call *call) {
 #pragma omp simd
       for (int64_t j = 0; j < classes; j++) out[j] = factor * comba_exp(in[j] - largest) - every;
     }
-    out[targets[i]] -= right;
+    out[targets[i]] -= (real)(own * (1 - a->label_smoothing));
   }
 }
 
@@ -121,6 +128,11 @@ static const comba_case cases[] = {
     {.name = "label smoothing",
      .attributes = &(const comba_cross_entropy_attributes){.label_smoothing = 0.1},
      .input = {{COMBA_SHAPE(70, 33), .scale = 3}, {COMBA_SHAPE(70), COMBA_FILL_INDEX, .low = -5, .high = 33}}},
+    {.name = "class weights",
+     .attributes = &(const comba_cross_entropy_attributes){.label_smoothing = 0.1},
+     .input = {{COMBA_SHAPE(70, 9), .scale = 3},
+               {COMBA_SHAPE(70), COMBA_FILL_INDEX, .low = -2, .high = 9},
+               {COMBA_SHAPE(9), COMBA_FILL_UNIFORM, .low = 0.1, .high = 3, .no_gradient = true}}},
     {.name = "uniform targets",
      .attributes = &(const comba_cross_entropy_attributes){.label_smoothing = 1},
      .input = {{COMBA_SHAPE(5, 17)}, {COMBA_SHAPE(5), COMBA_FILL_INDEX, .low = 0, .high = 17}}},
@@ -139,13 +151,14 @@ static const comba_case cases[] = {
 const comba_op COMBA_VARIANT(comba_op_cross_entropy) = {
     .name = "cross_entropy",
     .formula = "loss = mean over rows of -sum_j target_j ln softmax(logits)_j",
-    .inputs = 2,
+    .inputs = 3,
     .outputs = 2,
-    .input_class = {COMBA_ACTIVATION, COMBA_INDEX},
+    .optional_inputs = 1u << WEIGHTS,
+    .input_class = {COMBA_ACTIVATION, COMBA_INDEX, COMBA_STATE},
     .output_class = {COMBA_ACTIVATION, COMBA_ACTIVATION},
     .attributes_size = sizeof(comba_cross_entropy_attributes),
     .constant_outputs = 1u << ROWS,
-    .backward_inputs = 1u << LOGITS | 1u << TARGETS,
+    .backward_inputs = 1u << LOGITS | 1u << TARGETS | 1u << WEIGHTS,
     .infer = infer,
     .forward = forward,
     .backward = backward,

@@ -205,15 +205,17 @@ static inline comba_tensor *comba_last_token(comba_graph *graph, comba_tensor *x
 }
 
 /* Mean cross entropy over the rows whose target is not negative (0 if there is none): logits (..., V), targets (...) int32
- * in [0, V) or negative = ignored -> loss (1). `rows` (or NULL) receives the loss of each row (0 where ignored), without a
- * gradient and without smoothing. Label smoothing s: the target has 1 - s + s/V, every other class s/V. */
+ * in [0, V) or negative = ignored -> loss (1). class_weights (V), optional: each row counts with the weight of its target, in
+ * the sum and in what it is divided by. `rows` (or NULL) receives the loss of each row (0 where ignored), unweighted, without
+ * smoothing and without a gradient. Label smoothing s: the target has 1 - s + s/V, every other class s/V. */
 typedef struct comba_cross_entropy_attributes {
   double label_smoothing;
 } comba_cross_entropy_attributes;
 static inline comba_tensor *comba_cross_entropy(comba_graph *graph, comba_tensor *logits, comba_tensor *targets,
-                                                double label_smoothing, comba_tensor **rows) {
+                                                comba_tensor *class_weights, double label_smoothing,
+                                                comba_tensor **rows) {
   comba_cross_entropy_attributes attributes = {label_smoothing};
-  return COMBA_APPEND(graph, cross_entropy, &attributes, rows, logits, targets);
+  return COMBA_APPEND(graph, cross_entropy, &attributes, rows, logits, targets, class_weights);
 }
 
 /* y = x / (1 - rate) where a uniform draw is >= rate, else 0; a draw an element (seed, stream + step * 2^32, index).

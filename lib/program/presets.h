@@ -11,6 +11,8 @@ typedef struct comba_preset {
   comba_training_options training; /* what the recipe sets, the rest 0 = unset */
   int64_t sequence_length;         /* language */
   double epochs, label_smoothing;  /* vision */
+  int64_t crop_padding;
+  int flip;
 } comba_preset;
 
 /* NULL with the failure stored if there is none of that name; the message lists the names. `presets` ends with no name. */
