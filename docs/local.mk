@@ -1,2 +1,4 @@
-documentation =
+documentation = \
+	docs/delta_rule.md \
+	docs/formats.md
 EXTRA_DIST += $(documentation)

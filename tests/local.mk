@@ -2,6 +2,7 @@
 # tests/test_NAME.c. Without Check `make check` runs the shell tests alone and says so.
 suites = \
 	tests/test_attention \
+	tests/test_config \
 	tests/test_core \
 	tests/test_delta_rule \
 	tests/test_file \

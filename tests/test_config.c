@@ -191,6 +191,7 @@ START_TEST(every_field_is_documented) {
     ck_assert_msg(comba_config_document(types[i], &text) == COMBA_OK, "%s", comba_last_error());
     ck_assert_ptr_nonnull(strstr(text, "| `hidden_size` | an integer from 1 to 65536 | 2048 |"));
     ck_assert_ptr_nonnull(strstr(text, "| `attn.window_size` | an integer from 1 to 1073741824 or null | null |"));
+    ck_assert_ptr_nonnull(strstr(text, "| `attn.num_heads` | an integer from 1 to 65536 | an error |"));
     ck_assert_ptr_nonnull(strstr(text, "| `num_heads` |"));
     free(text);
   }
@@ -244,7 +245,7 @@ static const struct {
     {", \"norm_eps\": \"1e-6\"", "norm_eps is \"1e-6\""},
     {", \"norm_eps\": 1e999", "real number overflow"},
     {", \"initializer_range\": -0.02", "initializer_range is -0.02"},
-    {", \"initialization\": \"xavier\"", "initialization is \"xavier\", expected \"fla\", \"paper\""},
+    {", \"initialization\": \"xavier\"", "initialization is \"xavier\", expected one of \"fla\", \"paper\""},
     {", \"vocab_size\": 0", "vocab_size is 0"},
     {", \"vocab_size\": 2147483648", "vocab_size is 2147483648"},
     {", \"pad_token_id\": -2", "pad_token_id is -2, expected an integer from 0 to 2147483647 or null"},
@@ -290,7 +291,7 @@ static const struct {
     {"{\"model_type\": \"comba_vision\", \"num_channels\": 0}", "num_channels is 0"},
     {"{\"model_type\": \"comba_vision\", \"hidden_dropout_prob\": 1}", "hidden_dropout_prob is 1"},
     {"{\"model_type\": \"comba_vision\", \"train_scan_type\": \"snake\"}",
-     "train_scan_type is \"snake\", expected \"uni-scan\""},
+     "train_scan_type is \"snake\", expected one of \"uni-scan\""},
     {"{\"model_type\": \"comba_vision\", \"train_scan_type\": null}", "train_scan_type is null"},
     {"{\"model_type\": \"comba_vision\", \"use_mask_token\": true}", "use_mask_token is true, which is not supported"},
     {"{\"model_type\": \"comba_vision\", \"id2label\": [\"a\"]}", "id2label is an array of 1"},

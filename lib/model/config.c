@@ -311,6 +311,18 @@ static comba_status set(json_t *object, const char *name, json_t *value) {
   return json_object_set_new(object, name, value) == 0 ? COMBA_OK : comba_fail_memory(sizeof value, name);
 }
 
+/* Adds the members of `read` that `json` does not have. (json_object_update_missing hides failed allocations.) */
+static comba_status keep_unknown(json_t *json, json_t *read) {
+  const char *key;
+  json_t *value;
+  json_object_foreach(read, key, value) {
+    if (json_object_get(json, key)) continue;
+    const comba_status status = set(json, key, json_incref(value));
+    if (status != COMBA_OK) return status;
+  }
+  return COMBA_OK;
+}
+
 /* `attn` again: the fields as they are now, after them the unknown ones that came with each object. */
 static comba_status write_hybrid(const comba_config *config, int index, json_t *json) {
   comba_status status = COMBA_OK;
@@ -326,7 +338,7 @@ static comba_status write_hybrid(const comba_config *config, int index, json_t *
   if (config->kind == COMBA_KIND_VISION)
     COMBA_TRY(comba_fields_write(comba_schema_hybrid_vision, &config->hybrid[index], json));
   json_t *read = hybrid_json(json_object_get(config->json, "attn"), (size_t)index);
-  if (read && json_object_update_missing(json, read) != 0) status = comba_fail_memory(sizeof *read, "attn");
+  if (read) status = keep_unknown(json, read);
 
 cleanup:
   return status;
@@ -370,10 +382,7 @@ comba_status comba_config_write(const comba_config *config, char **text) {
   COMBA_TRY(comba_fields_write(kind_fields(config), config, json));
   COMBA_TRY(comba_fields_write(config->mixer->fields, config->mixer_config, json));
   COMBA_TRY(write_attention(config, json));
-  if (json_object_update_missing(json, config->json) != 0) {
-    status = comba_fail_memory(sizeof *json, "a config");
-    goto cleanup;
-  }
+  COMBA_TRY(keep_unknown(json, config->json));
   status = comba_json_write(json, text);
 
 cleanup:

@@ -65,7 +65,7 @@ static const char *expectation(const comba_field *field, char text[EXPECTATION])
     break;
   case COMBA_FIELD_CHOICE:
     for (int i = 0; field->choices[i] && used < EXPECTATION; i++)
-      used += (size_t)snprintf(text + used, EXPECTATION - used, "%s\"%s\"", i ? ", " : "", field->choices[i]);
+      used += (size_t)snprintf(text + used, EXPECTATION - used, "%s\"%s\"", i ? ", " : "one of ", field->choices[i]);
     break;
   }
   if (field->nullable && used < EXPECTATION) snprintf(text + used, EXPECTATION - used, " or null");
@@ -147,6 +147,8 @@ void comba_fields_document(const comba_field *fields, const void *object, const 
     fprintf(stream, "| `%s%s` | %s | ", where, field->name, expectation(field, expected));
     if (stands_for_null(field, value))
       fputs("null", stream);
+    else if (!in_range(field, value))
+      fputs("an error", stream);
     else if (field->type == COMBA_FIELD_BOOLEAN)
       fputs(value != 0 ? "true" : "false", stream);
     else if (field->type == COMBA_FIELD_CHOICE)

@@ -87,7 +87,8 @@ comba_status comba_json_parse(json_t **value, const char *text, size_t size, con
   json_t *parsed = json_loadb(text, size, JSON_REJECT_DUPLICATES, &error);
   if (parsed) {
     *value = parsed;
-  } else if (json_error_code(&error) == json_error_out_of_memory) {
+  } else if (!error.text[0] || json_error_code(&error) == json_error_out_of_memory) {
+    /* jansson leaves the error empty where an allocation fails */
     status = comba_fail_memory(size, source);
   } else {
     status = comba_fail(COMBA_ERROR_FORMAT, "%s: line %d, column %d: %s", source, error.line, error.column,

@@ -93,7 +93,7 @@ const comba_field comba_schema_vision[] = {
 
 const comba_field comba_schema_hybrid[] = {
     {"num_heads", COMBA_FIELD_INTEGER, HYBRID(num_heads), .default_value = 0, .minimum = 1, .maximum = LARGEST_WIDTH,
-     .help = "query heads, a divisor of hidden_size; required"},
+     .help = "query heads, a divisor of hidden_size"},
     {"num_kv_heads", COMBA_FIELD_INTEGER, HYBRID(num_kv_heads), .default_value = 0, .minimum = 1,
      .maximum = LARGEST_WIDTH, .nullable = true, .null_value = 0, .help = "a divisor of num_heads; null: num_heads"},
     {"qkv_bias", COMBA_FIELD_BOOLEAN, HYBRID(qkv_bias), .default_value = 0,
