@@ -128,6 +128,7 @@ kernel_sources = \
 	lib/ops/window.h \
 	lib/scan/attention.c \
 	lib/scan/attention_block.h \
+	lib/scan/attention_decode.c \
 	lib/scan/delta_rule.c \
 	lib/scan/delta_rule.h \
 	lib/scan/delta_rule_chunk.c \
@@ -181,6 +182,7 @@ lib_libprogram_la_SOURCES = \
 	lib/program/curves.h \
 	lib/program/describe.c \
 	lib/program/describe.h \
+	lib/program/figures.h \
 	lib/program/forward.c \
 	lib/program/forward.h \
 	lib/program/info.c \
