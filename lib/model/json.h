@@ -11,7 +11,7 @@
 
 enum {
   COMBA_JSON_MAX_DEPTH = 64,        /* of nested arrays and objects */
-  COMBA_JSON_MAX_VALUES = 1 << 21,  /* bounds the memory that a text may cost: about 100 bytes a value */
+  COMBA_JSON_MAX_VALUES = 1 << 20,  /* bounds the memory that a text may cost: at most about 350 bytes a value */
   COMBA_JSON_DESCRIPTION_SIZE = 96, /* of the buffer of comba_json_describe */
 };
 
