@@ -72,12 +72,13 @@ delta_rule_head COMBA_VARIANT(comba_delta_rule_head)(const comba_call *call, con
   return h;
 }
 
-/* Chunks where the sequences hold at least this many tokens on average; measured in docs/delta_rule.md. */
-enum { SHORT_LENGTH = 16 };
+/* The rule of COMBA_MODE_AUTO, from the times in docs/delta_rule.md: token by token where sequences are short (on average)
+ * or the state is small, else in chunks. */
+enum { SHORT_LENGTH = 16, SMALL_STATE = 1024 };
 
 static bool in_chunks(const comba_delta_rule_attributes *attributes, const delta_rule_size *size) {
   if (attributes->mode != COMBA_MODE_AUTO) return attributes->mode == COMBA_MODE_CHUNK;
-  return size->tokens / size->sequences >= SHORT_LENGTH;
+  return size->tokens / size->sequences >= SHORT_LENGTH && size->K * size->V > SMALL_STATE;
 }
 
 /* Forward tasks: heads in chunks, and tiles of a head's columns token by token. */
@@ -276,12 +277,19 @@ static const comba_case cases[] = {
     {.name = "auto, scale, without p",
      .attributes = &scaled,
      .input =
-         {QUERY(1, 70, 1, 16), QUERY(1, 70, 1, 16), {{0}}, VALUES(1, 70, 1, 24), BETAS(1, 70, 1), GATES(1, 70, 1)}},
+         {QUERY(1, 70, 1, 64), QUERY(1, 70, 1, 64), {{0}}, VALUES(1, 70, 1, 24), BETAS(1, 70, 1), GATES(1, 70, 1)}},
+    {.name = "chunk, 32", .benchmark = true, .attributes = &chunk, .input = {CASE(2, 1024, 4, 4, 32, 32)}},
     {.name = "chunk, 64", .benchmark = true, .attributes = &chunk, .input = {CASE(2, 1024, 4, 4, 64, 64)}},
     {.name = "chunk, 128", .benchmark = true, .attributes = &chunk, .input = {CASE(2, 1024, 4, 4, 128, 128)}},
     {.name = "chunk, 256", .benchmark = true, .attributes = &chunk, .input = {CASE(1, 1024, 4, 4, 256, 256)}},
+    {.name = "chunk, T 16, 128", .benchmark = true, .attributes = &chunk, .input = {CASE(2, 16, 4, 4, 128, 128)}},
+    {.name = "recurrent, 32", .benchmark = true, .attributes = &recurrent, .input = {CASE(2, 1024, 4, 4, 32, 32)}},
     {.name = "recurrent, 64", .benchmark = true, .attributes = &recurrent, .input = {CASE(2, 1024, 4, 4, 64, 64)}},
     {.name = "recurrent, 128", .benchmark = true, .attributes = &recurrent, .input = {CASE(2, 1024, 4, 4, 128, 128)}},
+    {.name = "recurrent, T 16, 128",
+     .benchmark = true,
+     .attributes = &recurrent,
+     .input = {CASE(2, 16, 4, 4, 128, 128)}},
     {.name = "decode, 128",
      .benchmark = true,
      .attributes = &recurrent,

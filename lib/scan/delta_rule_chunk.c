@@ -66,40 +66,66 @@ int64_t COMBA_VARIANT(comba_delta_rule_chunk_scratch)(int64_t K, int64_t V, bool
 /* ---- What forward and backward need of a chunk -------------------------------------------------------------------- */
 
 /* The powers of e of n tokens, gates `stride` apart. Sums of gates run in double: a float sum forgets a weak gate next to a
- * saturated one. */
+ * saturated one. Above the
+ * diagonal the matrix holds 1 or 0, which its readers mask: not what the scratch held, as denormal numbers are slow. */
 static void find_decay(int64_t n, const real *g, int64_t stride, bool after_decay, chunk_decay *d, real *matrix) {
   double sum = 0, sums[CHUNK], feedback[CHUNK];
-  for (int64_t i = 0; i < n; i++) {
+  for (int64_t i = 0; i < CHUNK; i++) {
     feedback[i] = sum;
-    sum += (double)g[i * stride];
+    if (i < n) sum += (double)g[i * stride];
     sums[i] = sum;
   }
-  for (int64_t i = 0; i < n; i++) {
+  if (after_decay) memcpy(feedback, sums, sizeof sums);
+  for (int64_t i = 0; i < CHUNK; i++) {
     d->in[i] = delta_rule_decay((real)sums[i]);
-    d->feedback[i] = delta_rule_decay((real)(after_decay ? sums[i] : feedback[i]));
+    d->feedback[i] = delta_rule_decay((real)feedback[i]);
     d->out[i] = delta_rule_decay((real)(sum - sums[i]));
   }
-  d->total = delta_rule_decay((real)sum);
-  for (int64_t i = 0; i < n; i++)
-    for (int64_t j = 0; j <= i; j++) matrix[i * CHUNK + j] = delta_rule_decay((real)(sums[i] - sums[j]));
+  d->total = d->in[CHUNK - 1];
+  for (int64_t i = 0; i < n; i++) {
+    int64_t block = 0;
+    for (; block <= i; block += BLOCK)
+#pragma omp simd
+      for (int64_t j = block; j < block + BLOCK; j++) {
+        const real x = (real)(sums[i] - sums[j]);
+        matrix[i * CHUNK + j] = delta_rule_decay(x < 0 ? x : 0);
+      }
+    memset(matrix + i * CHUNK + block, 0, (size_t)(CHUNK - block) * sizeof(real));
+  }
 }
 
-/* score = tril(scale e^{G_i - G_j} q_i k_j), feedback = stril(e^{P_i - G_j} p_i k_j); rows from n on of feedback are 0. */
+/* score = tril(scale e^{G_i - G_j} q_i k_j) column[j], feedback = stril(e^{P_i - G_j} p_i k_j) row[i] column[j]; rows from n on of
+ * feedback are 0. */
 static void find_scores(const delta_rule_head *h, int64_t n, const real *q, const real *k, const real *p,
-                        chunk_scratch *s) {
+                        const real *row, const real *column, chunk_scratch *s) {
   const int64_t stride = h->key_stride;
   comba_gemm_serial('N', 'T', n, n, h->K, h->scale, q, stride, k, stride, 0, s->score, CHUNK);
   comba_gemm_serial('N', 'T', n, n, h->K, 1, p, stride, k, stride, 0, s->feedback, CHUNK);
   for (int64_t i = 0; i < n; i++) {
     real *score = s->score + i * CHUNK, *feedback = s->feedback + i * CHUNK;
-    const real *decay = s->decay + i * CHUNK;
-    for (int64_t j = 0; j <= i; j++) score[j] *= decay[j];
-    memset(score + i + 1, 0, (size_t)(CHUNK - 1 - i) * sizeof(real));
-    if (!h->after_decay) decay -= CHUNK; /* P_i = G_{i-1}; row 0 has no j < i */
-    for (int64_t j = 0; j < i; j++) feedback[j] *= decay[j];
-    memset(feedback + i, 0, (size_t)(CHUNK - i) * sizeof(real));
+    const real *decay = s->decay + i * CHUNK, beta = row[i];
+    /* P_i = G_{i-1} before decay; row 0 has no j < i */
+    const real *feedback_decay = h->after_decay || !i ? decay : decay - CHUNK;
+#pragma omp simd
+    for (int64_t j = 0; j < CHUNK; j++) {
+      const real a = score[j] * decay[j] * column[j], l = feedback[j] * feedback_decay[j] * beta * column[j];
+      score[j] = j <= i ? a : 0;
+      feedback[j] = j < i ? l : 0;
+    }
   }
   memset(s->feedback + n * CHUNK, 0, (size_t)((CHUNK - n) * CHUNK) * sizeof(real));
+}
+
+/* One block on the diagonal. Row j, once final, is taken from all rows below it: the block stays in vector registers. */
+static void invert_block(const real *L, real *inverse) {
+  real rows[BLOCK][BLOCK] = {{0}};
+  for (int i = 0; i < BLOCK; i++) rows[i][i] = 1;
+#pragma GCC unroll 16
+  for (int j = 0; j < BLOCK; j++)
+#pragma GCC unroll 16
+    for (int i = j + 1; i < BLOCK; i++)
+      for (int c = 0; c < BLOCK; c++) rows[i][c] -= L[i * CHUNK + j] * rows[j][c];
+  for (int i = 0; i < BLOCK; i++) memcpy(inverse + i * CHUNK, rows[i], sizeof rows[i]);
 }
 
 /* inverse = (I + L)^{-1} of the first n rows, L strictly lower. Blocks of 16 on the diagonal by substitution, then pairs of
@@ -107,17 +133,8 @@ static void find_scores(const delta_rule_head *h, int64_t n, const real *q, cons
  * of L would be shorter, and loses all digits where keys repeat. */
 static void invert(int64_t n, const real *L, real *inverse, real *product) {
   memset(inverse, 0, MATRIX * sizeof(real));
-  for (int64_t block = 0; block < n; block += BLOCK) {
-    const real *from = L + block * CHUNK + block;
-    real *to = inverse + block * CHUNK + block;
-    for (int64_t i = 0; i < BLOCK; i++) {
-      real row[BLOCK] = {0};
-      row[i] = 1;
-      for (int64_t j = 0; j < i; j++)
-        for (int64_t c = 0; c < BLOCK; c++) row[c] -= from[i * CHUNK + j] * to[j * CHUNK + c];
-      memcpy(to + i * CHUNK, row, sizeof row);
-    }
-  }
+  for (int64_t block = 0; block < n; block += BLOCK)
+    invert_block(L + block * CHUNK + block, inverse + block * CHUNK + block);
   for (int64_t side = BLOCK; side < n; side *= 2)
     for (int64_t block = 0; block + side < n; block += 2 * side) {
       const int64_t corner = (block + side) * CHUNK + block;
@@ -139,28 +156,27 @@ static void forward_chunk(const delta_rule_head *h, int64_t start, int64_t n, ch
   const int64_t error_stride = h->errors ? h->value_stride : V;
   chunk_decay d;
   find_decay(n, h->g + start * h->value_heads, h->value_heads, h->after_decay, &d, s->decay);
-  find_scores(h, n, q, k, p, s);
-  real betas[CHUNK] = {0};
+  real betas[CHUNK] = {0}, ones[CHUNK];
+  for (int64_t j = 0; j < CHUNK; j++) ones[j] = 1;
   for (int64_t j = 0; j < n; j++) betas[j] = beta[j * h->value_heads];
-  for (int64_t i = 0; i < n; i++)
-    for (int64_t j = 0; j < n; j++) {
-      s->score[i * CHUNK + j] *= betas[j];
-      s->feedback[i * CHUNK + j] *= betas[j];
-    }
+  find_scores(h, n, q, k, p, ones, betas, s);
   invert(n, s->feedback, s->inverse, s->merge);
 
   comba_gemm_serial('N', 'N', n, V, K, 1, p, stride, s->state, V, 0, s->values, V);
   for (int64_t i = 0; i < n; i++)
+#pragma omp simd
     for (int64_t c = 0; c < V; c++)
       s->values[i * V + c] = v[i * h->value_stride + c] - d.feedback[i] * s->values[i * V + c];
   comba_gemm_serial('N', 'N', n, V, n, 1, s->inverse, CHUNK, s->values, V, 0, errors, error_stride);
 
   comba_gemm_serial('N', 'N', n, V, K, h->scale, q, stride, s->state, V, 0, o, h->value_stride);
   for (int64_t i = 0; i < n; i++)
+#pragma omp simd
     for (int64_t c = 0; c < V; c++) o[i * h->value_stride + c] *= d.in[i];
   comba_gemm_serial('N', 'N', n, V, n, 1, s->score, CHUNK, errors, error_stride, 1, o, h->value_stride);
 
   for (int64_t i = 0; i < n; i++)
+#pragma omp simd
     for (int64_t c = 0; c < V; c++) s->values[i * V + c] = betas[i] * d.out[i] * errors[i * error_stride + c];
   comba_gemm_serial('T', 'N', K, V, n, 1, k, stride, s->values, V, d.total, s->state, V);
 }
@@ -216,25 +232,28 @@ static void score_gradients(const delta_rule_head *h, int64_t n, const real *bet
   for (int64_t t = n - 1; t >= 0; t--) {
     if (t + lag < n) {
       const real *feedback = s->feedback + (t + lag) * CHUNK, *gradient = s->feedback_gradient + (t + lag) * CHUNK;
-      for (int64_t j = 0; j < t; j++) paths_from[j] -= feedback[j] * gradient[j];
+#pragma omp simd
+      for (int64_t j = 0; j < CHUNK; j++) paths_from[j] -= j < t ? feedback[j] * gradient[j] : 0;
     }
     const real *score = s->score + t * CHUNK, *gradient = s->score_gradient + t * CHUNK;
     real sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < t; j++) {
-      paths_from[j] += score[j] * gradient[j];
+    for (int64_t j = 0; j < CHUNK; j++) {
+      paths_from[j] = j < t ? paths_from[j] + score[j] * gradient[j] : 0;
       sum += paths_from[j];
     }
     paths->between[t] = sum;
   }
   for (int64_t i = 0; i < n; i++) {
     real *score = s->score_gradient + i * CHUNK, *feedback = s->feedback_gradient + i * CHUNK;
-    const real *decay = s->decay + i * CHUNK, scale = h->scale, minus_beta = -betas[i];
-    for (int64_t j = 0; j <= i; j++) score[j] *= scale * decay[j];
-    memset(score + i + 1, 0, (size_t)(CHUNK - 1 - i) * sizeof(real));
-    decay -= lag * CHUNK;
-    for (int64_t j = 0; j < i; j++) feedback[j] *= minus_beta * decay[j];
-    memset(feedback + i, 0, (size_t)(CHUNK - i) * sizeof(real));
+    const real *decay = s->decay + i * CHUNK, *feedback_decay = i ? decay - lag * CHUNK : decay;
+    const real scale = h->scale, minus_beta = -betas[i];
+#pragma omp simd
+    for (int64_t j = 0; j < CHUNK; j++) {
+      const real a = score[j] * decay[j] * scale, l = feedback[j] * feedback_decay[j] * minus_beta;
+      score[j] = j <= i ? a : 0;
+      feedback[j] = j < i ? l : 0;
+    }
   }
 }
 
@@ -260,21 +279,22 @@ static void backward_chunk(const delta_rule_head *h, int64_t start, int64_t n, c
   real *dp = h->dp ? h->dp + start * stride : NULL;
   chunk_decay d;
   gate_paths paths;
-  real betas[CHUNK], inner[CHUNK];
+  real betas[CHUNK] = {0}, ones[CHUNK], inner[CHUNK];
+  for (int64_t j = 0; j < CHUNK; j++) ones[j] = 1;
   for (int64_t j = 0; j < n; j++) betas[j] = h->beta[(start + j) * h->value_heads];
 
   /* the matrices again, now with beta on the rows of L: beta e = (I + L)^{-1} beta (v - ...), whose transpose is wanted */
   find_decay(n, h->g + start * h->value_heads, h->value_heads, h->after_decay, &d, s->decay);
-  find_scores(h, n, q, k, p, s);
-  for (int64_t i = 0; i < n; i++)
-    for (int64_t j = 0; j < i; j++) s->feedback[i * CHUNK + j] *= betas[i];
+  find_scores(h, n, q, k, p, betas, ones, s);
   invert(n, s->feedback, s->inverse, s->merge);
 
   /* rest = beta e; values = its gradient through S' and o, then through later feedback as well: y */
   for (int64_t i = 0; i < n; i++)
+#pragma omp simd
     for (int64_t c = 0; c < V; c++) s->rest[i * V + c] = betas[i] * errors[i * value_stride + c];
   comba_gemm_serial('N', 'N', n, V, K, 1, k, stride, s->state, V, 0, s->carried, V);
   for (int64_t i = 0; i < n; i++) {
+#pragma omp simd
     for (int64_t c = 0; c < V; c++) s->carried[i * V + c] *= d.out[i];
     paths.to_state[i] = delta_rule_dot(s->carried + i * V, s->rest + i * V, V);
   }
@@ -301,6 +321,7 @@ static void backward_chunk(const delta_rule_head *h, int64_t start, int64_t n, c
         for (int64_t c = 0; c < V; c++) to[c] = betas[i] * y[c];
     }
     const real read = -betas[i] * d.feedback[i], written = h->scale * d.in[i];
+#pragma omp simd
     for (int64_t c = 0; c < V; c++) {
       y[c] *= read;                                                 /* the gradient of p_i S */
       output[c] = written * output_gradient[i * output_stride + c]; /* of q_i S */
@@ -320,7 +341,9 @@ static void backward_chunk(const delta_rule_head *h, int64_t start, int64_t n, c
   add_rows(n, K, s->keys, p, stride, h->accumulate[P], dp, inner);
   if (dp) comba_gemm_serial('N', 'N', n, K, n, 1, s->feedback_gradient, CHUNK, k, stride, 1, dp, stride);
   for (int64_t i = h->after_decay ? 0 : 1; i < n; i++) paths.from_state[i - !h->after_decay] += inner[i];
-  paths.across = d.total * delta_rule_dot(state, s->state, K * V);
+  double across = 0; /* K V terms: by rows, and the rows in double */
+  for (int64_t i = 0; i < K; i++) across += (double)delta_rule_dot(state + i * V, s->state + i * V, V);
+  paths.across = d.total * (real)across;
   gate_gradient(h, start, n, &paths);
 
   comba_gemm_serial('T', 'N', K, V, n, 1, q, stride, s->output, V, d.total, s->state, V);

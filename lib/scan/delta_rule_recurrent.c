@@ -7,7 +7,7 @@ enum {
   WIDTH_MIN = 16,
   WIDTH_MAX = 256,
   TILE = 8192,         /* numbers of a state tile that stays in the first-level cache */
-  BACKWARD_WIDTH = 32, /* columns for which backward keeps the states of one segment */
+  BACKWARD_WIDTH = 16, /* columns for which backward keeps the states of one segment */
 };
 
 /* One token needs no tile of its own: wide rows of the state, read and written in order. */
@@ -19,8 +19,8 @@ int64_t COMBA_VARIANT(comba_delta_rule_recurrent_width)(int64_t length, int64_t 
 
 /* Columns of the states of a segment, from the one before it to the one after its last token; and the state's gradient. */
 int64_t COMBA_VARIANT(comba_delta_rule_recurrent_scratch)(int64_t K, int64_t V, bool backward) {
-  const int64_t width = backward && V > BACKWARD_WIDTH ? BACKWARD_WIDTH : V;
-  return ((backward ? CHUNK + 2 : 1) * K * width + 15) / 16 * 16;
+  const int64_t width = V > BACKWARD_WIDTH ? BACKWARD_WIDTH : V;
+  return ((backward ? K * ((CHUNK + 2) * width + 4) : K * V) + 15) / 16 * 16;
 }
 
 static void copy_columns(int64_t K, int64_t width, const real *from, int64_t from_stride, real *to, int64_t to_stride) {
@@ -38,7 +38,9 @@ static void step(const delta_rule_head *h, int64_t t, int64_t first, int64_t wid
   real *o = h->o + t * h->value_stride + first;
   const real beta = h->beta[t * h->value_heads], decay = delta_rule_decay(h->g[t * h->value_heads]);
   const real feedback = h->after_decay ? decay : 1, through = delta_rule_dot(k, q, K);
-  real x[WIDTH_MAX] = {0}, y[WIDTH_MAX] = {0};
+  real x[WIDTH_MAX], y[WIDTH_MAX];
+  memset(x, 0, (size_t)width * sizeof(real));
+  memset(y, 0, (size_t)width * sizeof(real));
   int64_t i = 0;
   for (; i + 4 <= K; i += 4) {
     const real *row = from + i * from_stride;
@@ -90,48 +92,88 @@ void COMBA_VARIANT(comba_delta_rule_recurrent_forward)(const delta_rule_head *h,
 
 /* ---- Backward ----------------------------------------------------------------------------------------------------- */
 
-/* Token t, columns `first` on: `before` and `after` are the states around it, `gradient` that of the state after on entry
- * and of the state before on return. */
-static void step_back(const delta_rule_head *h, int64_t t, int64_t first, int64_t width, const real *before,
-                      const real *after, real *gradient) {
+/* Backward keeps a column of the state contiguous: (width, K). Most of its sums run over columns and so stay in vectors. */
+typedef struct recurrent_scratch {
+  real *gradient;               /* (width,K) of the state after a token, then of the one before it */
+  real *dq, *dk, *dp, *decayed; /* (K) sums over the columns of one token */
+  real *states;                 /* (CHUNK + 1, width, K) around the tokens of a segment */
+} recurrent_scratch;
+
+static recurrent_scratch lay_out(real *base, int64_t K, int64_t width) {
+  real *const sums = base + K * width;
+  return (recurrent_scratch){base, sums, sums + K, sums + 2 * K, sums + 3 * K, sums + 4 * K};
+}
+
+/* to (width,K) = columns of from (K,V) */
+static void load_columns(int64_t K, int64_t V, int64_t width, const real *from, real *to) {
+  for (int64_t c = 0; c < width; c++)
+    for (int64_t i = 0; i < K; i++) to[c * K + i] = from[i * V + c];
+}
+
+static void add_to(real *to, const real *from, int64_t n) {
+  if (!to) return;
+  for (int64_t i = 0; i < n; i++) to[i] += from[i];
+}
+
+/* The states of a segment of n tokens from the one before it, with the errors that forward saved. */
+static void replay(const delta_rule_head *h, int64_t start, int64_t n, int64_t first, int64_t width, real *states) {
   const int64_t K = h->K;
+  for (int64_t t = 0; t < n; t++) {
+    const int64_t token = start + t;
+    const real *k = h->k + token * h->key_stride, *errors = h->errors + token * h->value_stride + first;
+    const real beta = h->beta[token * h->value_heads], decay = delta_rule_decay(h->g[token * h->value_heads]);
+    for (int64_t c = 0; c < width; c++) {
+      const real *before = states + (t * width + c) * K, value = beta * errors[c];
+      real *after = states + ((t + 1) * width + c) * K;
+#pragma omp simd
+      for (int64_t i = 0; i < K; i++) after[i] = decay * before[i] + value * k[i];
+    }
+  }
+}
+
+/* Token t, columns `first` on, between the states (width,K) before and after it. */
+static void step_back(const delta_rule_head *h, int64_t t, int64_t first, int64_t width, const real *before,
+                      const real *after, const recurrent_scratch *s) {
+  const int64_t K = h->K, gate = t * h->value_heads;
   const real *q = h->q + t * h->key_stride, *k = h->k + t * h->key_stride, *p = h->p + t * h->key_stride;
   const real *errors = h->errors + t * h->value_stride + first;
-  real *dq = h->dq ? h->dq + t * h->key_stride : NULL, *dk = h->dk ? h->dk + t * h->key_stride : NULL;
-  real *dp = h->dp ? h->dp + t * h->key_stride : NULL;
-  const real beta = h->beta[t * h->value_heads], decay = delta_rule_decay(h->g[t * h->value_heads]);
-  const real feedback = h->after_decay ? decay : 1;
-  real output[BACKWARD_WIDTH], value[BACKWARD_WIDTH], y[BACKWARD_WIDTH] = {0};
-  for (int64_t c = 0; c < width; c++) {
-    output[c] = h->output_gradient ? h->scale * h->output_gradient[t * h->value_stride + first + c] : 0;
-    value[c] = beta * errors[c];
-  }
-  for (int64_t i = 0; i < K; i++) { /* y: the gradient of beta e */
-    real *row = gradient + i * width;
-    for (int64_t c = 0; c < width; c++) {
-      row[c] += q[i] * output[c];
-      y[c] += k[i] * row[c];
+  const real *output = h->output_gradient ? h->output_gradient + t * h->value_stride + first : NULL;
+  real *dv = h->dv ? h->dv + t * h->value_stride + first : NULL;
+  const real beta = h->beta[gate], decay = delta_rule_decay(h->g[gate]), feedback = h->after_decay ? decay : 1;
+  real *dq = s->dq, *dk = s->dk, *dp = s->dp, *decayed = s->decayed, dbeta = 0;
+  memset(dq, 0, (size_t)(4 * K) * sizeof(real));
+  for (int64_t c = 0; c < width; c++, before += K, after += K) {
+    real *gradient = s->gradient + c * K, y = 0; /* y: the gradient of beta e */
+    const real read = output ? h->scale * output[c] : 0, value = beta * errors[c];
+#pragma omp simd reduction(+ : y)
+    for (int64_t i = 0; i < K; i++) {
+      const real x = gradient[i] + q[i] * read;
+      gradient[i] = x;
+      dq[i] += after[i] * read;
+      dk[i] += x * value;
+      y += x * k[i];
     }
-    if (dq) dq[i] += delta_rule_dot(after + i * width, output, width);
-    if (dk) dk[i] += delta_rule_dot(row, value, width);
+    dbeta += y * errors[c];
+    if (dv) dv[c] += beta * y;
+    const real fed = -beta * y * feedback; /* the gradient of S^T p */
+    /* e^g scales the state, and with feedback after decay what p reads of it */
+    const real fed_decayed = h->after_decay ? -beta * y : 0;
+#pragma omp simd
+    for (int64_t i = 0; i < K; i++) {
+      decayed[i] += before[i] * (gradient[i] + fed_decayed * p[i]);
+      dp[i] += before[i] * fed;
+      gradient[i] = decay * gradient[i] + fed * p[i];
+    }
   }
-  if (h->dbeta) h->dbeta[t * h->value_heads] += delta_rule_dot(y, errors, width);
-  if (h->dv) {
-    real *dv = h->dv + t * h->value_stride + first;
-    for (int64_t c = 0; c < width; c++) dv[c] += beta * y[c];
+  add_to(h->dq ? h->dq + t * h->key_stride : NULL, dq, K);
+  add_to(h->dk ? h->dk + t * h->key_stride : NULL, dk, K);
+  add_to(h->dp ? h->dp + t * h->key_stride : NULL, dp, K);
+  if (h->dbeta) h->dbeta[gate] += dbeta;
+  if (h->dg) {
+    real sum = 0;
+    for (int64_t i = 0; i < K; i++) sum += decayed[i];
+    h->dg[gate] += decay * sum;
   }
-  for (int64_t c = 0; c < width; c++) y[c] *= -beta; /* of x, before the factor of the feedback */
-  real decayed = 0;                                  /* gradient of e^g */
-  for (int64_t i = 0; i < K; i++) {
-    real *row = gradient + i * width;
-    const real *state = before + i * width;
-    const real read = delta_rule_dot(state, y, width);
-    decayed += delta_rule_dot(state, row, width);
-    if (h->after_decay) decayed += p[i] * read;
-    if (dp) dp[i] += feedback * read;
-    for (int64_t c = 0; c < width; c++) row[c] = decay * row[c] + feedback * p[i] * y[c];
-  }
-  if (h->dg) h->dg[t * h->value_heads] += decay * decayed;
 }
 
 /* Zero, where the gradient is not added to; `rows` of `width`, `stride` apart. */
@@ -150,30 +192,21 @@ void COMBA_VARIANT(comba_delta_rule_recurrent_backward)(const delta_rule_head *h
   clear(h->dg, h->accumulate[GATE], h->length, 1, h->value_heads);
   clear(h->initial_state_gradient, h->accumulate[INITIAL_STATE], K, V, V);
   for (int64_t first = 0; first < V; first += BACKWARD_WIDTH) {
-    const int64_t width = V - first < BACKWARD_WIDTH ? V - first : BACKWARD_WIDTH, tile = K * width;
-    real *gradient = scratch, *states = scratch + tile;
+    const int64_t width = V - first < BACKWARD_WIDTH ? V - first : BACKWARD_WIDTH;
+    const recurrent_scratch s = lay_out(scratch, K, width);
     if (h->final_state_gradient)
-      copy_columns(K, width, h->final_state_gradient + first, V, gradient, width);
+      load_columns(K, V, width, h->final_state_gradient + first, s.gradient);
     else
-      memset(gradient, 0, (size_t)tile * sizeof(real));
+      memset(s.gradient, 0, (size_t)(K * width) * sizeof(real));
     for (int64_t start = last; h->length && start >= 0; start -= CHUNK) {
       const int64_t n = h->length - start < CHUNK ? h->length - start : CHUNK;
-      copy_columns(K, width, h->states + start / CHUNK * h->state_stride + first, V, states, width);
-      for (int64_t t = 0; t < n; t++) {
-        const int64_t token = start + t, gate = token * h->value_heads;
-        const real beta = h->beta[gate], decay = delta_rule_decay(h->g[gate]), *before = states + t * tile;
-        const real *k = h->k + token * h->key_stride, *errors = h->errors + token * h->value_stride + first;
-        real *after = states + (t + 1) * tile;
-        for (int64_t i = 0; i < K; i++) {
-          const real key = beta * k[i];
-          for (int64_t c = 0; c < width; c++) after[i * width + c] = decay * before[i * width + c] + key * errors[c];
-        }
-      }
+      load_columns(K, V, width, h->states + start / CHUNK * h->state_stride + first, s.states);
+      replay(h, start, n, first, width, s.states);
       for (int64_t t = n - 1; t >= 0; t--)
-        step_back(h, start + t, first, width, states + t * tile, states + (t + 1) * tile, gradient);
+        step_back(h, start + t, first, width, s.states + t * K * width, s.states + (t + 1) * K * width, &s);
     }
     if (!h->initial_state_gradient) continue;
     for (int64_t i = 0; i < K; i++)
-      for (int64_t c = 0; c < width; c++) h->initial_state_gradient[i * V + first + c] += gradient[i * width + c];
+      for (int64_t c = 0; c < width; c++) h->initial_state_gradient[i * V + first + c] += s.gradient[c * K + i];
   }
 }
