@@ -178,10 +178,13 @@ lib_libcomba_la_LIBTOOLFLAGS =
 # What comba-lm and comba-vision share: options, progress, run folder, training loop.
 noinst_LTLIBRARIES += lib/libprogram.la
 lib_libprogram_la_SOURCES = \
+	lib/program/canvas.c \
+	lib/program/canvas.h \
 	lib/program/curves.c \
 	lib/program/curves.h \
 	lib/program/describe.c \
 	lib/program/describe.h \
+	lib/program/figures.c \
 	lib/program/figures.h \
 	lib/program/forward.c \
 	lib/program/forward.h \

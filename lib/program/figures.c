@@ -136,7 +136,7 @@ comba_status comba_figure_mistakes(const char *path, const comba_figure_mistake 
     const int64_t left = MARGIN + i % COLUMNS * (TILE + MARGIN), top = head + MARGIN + i / COLUMNS * tile_height;
     const comba_image picture = {side, side, channels, (uint8_t *)mistakes[i].pixels};
     char said[256];
-    snprintf(said, sizeof said, "%.200s %.0f%%", mistakes[i].predicted, 100 * (double)mistakes[i].probability);
+    snprintf(said, sizeof said, "%.0f%% %.200s", 100 * (double)mistakes[i].probability, mistakes[i].predicted);
     COMBA_TRY(draw_tile(&canvas, left, top, &picture));
     draw_caption(&canvas, left, top + TILE + GAP, RIGHT, mistakes[i].label);
     draw_caption(&canvas, left, top + TILE + GAP + LINE, WRONG, said);
