@@ -31,7 +31,7 @@ static inline real comba_exp(real x) {
   return exp(x);
 #else
   const float clamped = x < -104.0f ? -104.0f : (x > 89.0f ? 89.0f : x);
-  const float n = __builtin_rintf(clamped * 1.44269504088896341f);
+  const float n = (clamped * 1.44269504088896341f + 12582912.0f) - 12582912.0f; /* 1.5 * 2^23 rounds to nearest in SSE2 too */
   float r = clamped - n * 0.693359375f; /* ln 2 in two parts, so that r keeps all its bits */
   r = r + n * 2.12194440e-4f;
   float p = 1.9875691500e-4f; /* minimax coefficients, Cephes expf */

@@ -137,7 +137,9 @@ static void backward(const comba_call *call) {
 static const comba_case cases[] = {
     {.name = "sigmoid", .attributes = FUNCTION(COMBA_SIGMOID, 0), .input = {{COMBA_SHAPE(3, 5, 83)}}},
     {.name = "sigmoid, saturated", .attributes = FUNCTION(COMBA_SIGMOID, 2), .input = {{COMBA_SHAPE(61), SATURATED}}},
-    {.name = "silu", .attributes = FUNCTION(COMBA_SILU, -0.5), .input = {{COMBA_SHAPE(3, 5, 83)}}},
+    {.name = "silu, more than one thread",
+     .attributes = FUNCTION(COMBA_SILU, -0.5),
+     .input = {{COMBA_SHAPE(3, 57, 97)}}},
     {.name = "silu, saturated", .attributes = FUNCTION(COMBA_SILU, 0), .input = {{COMBA_SHAPE(61), SATURATED}}},
     {.name = "gelu", .attributes = FUNCTION(COMBA_GELU, 3), .input = {{COMBA_SHAPE(3, 5, 83)}}},
     {.name = "gelu, tail",

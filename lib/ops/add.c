@@ -42,7 +42,7 @@ static void backward(const comba_call *call) {
 
 static const comba_case cases[] = {
     {.name = "one element", .input = {{COMBA_SHAPE(1)}, {COMBA_SHAPE(1)}}},
-    {.name = "more than one tile", .input = {{COMBA_SHAPE(2, 11, 97)}, {COMBA_SHAPE(2, 11, 97)}}},
+    {.name = "more than one tile and thread", .input = {{COMBA_SHAPE(3, 57, 97)}, {COMBA_SHAPE(3, 57, 97)}}},
     {.name = "2048 x 1024", .benchmark = true, .input = {{COMBA_SHAPE(2, 1024, 1024)}, {COMBA_SHAPE(2, 1024, 1024)}}},
     {0}};
 

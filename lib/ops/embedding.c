@@ -54,7 +54,7 @@ static void backward(const comba_call *call) {
 static const comba_case cases[] = {
     {.name = "repeated ids",
      .attributes = NO_PADDING,
-     .input = {{COMBA_SHAPE(2, 7), COMBA_FILL_INDEX, .low = 0, .high = 5}, {COMBA_SHAPE(5, 67)}}},
+     .input = {{COMBA_SHAPE(2, 130), COMBA_FILL_INDEX, .low = 0, .high = 5}, {COMBA_SHAPE(5, 67)}}},
     {.name = "padding row",
      .attributes = PADDING(2),
      .input = {{COMBA_SHAPE(1, 6), COMBA_FILL_VALUES, .values = (const int32_t[]){2, 0, 2, 3, 3, 0}},

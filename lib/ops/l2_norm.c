@@ -52,7 +52,7 @@ static void backward(const comba_call *call) {
 
 #define EPSILON(value) (&(const comba_norm_attributes){value})
 static const comba_case cases[] = {
-    {.name = "heads", .attributes = EPSILON(1e-6), .input = {{COMBA_SHAPE(2, 9, 3, 24)}}},
+    {.name = "heads", .attributes = EPSILON(1e-6), .input = {{COMBA_SHAPE(2, 47, 3, 64)}}},
     {.name = "one row", .attributes = EPSILON(1e-6), .input = {{COMBA_SHAPE(37)}}},
     {.name = "small values, large epsilon",
      .attributes = EPSILON(0.5),

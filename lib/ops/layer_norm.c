@@ -100,7 +100,7 @@ static void backward(const comba_call *call) {
 static const comba_case cases[] = {
     {.name = "weight and bias",
      .attributes = EPSILON(1e-5),
-     .input = {{COMBA_SHAPE(3, 23, 130)}, {COMBA_SHAPE(130)}, {COMBA_SHAPE(130)}}},
+     .input = {{COMBA_SHAPE(3, 47, 130)}, {COMBA_SHAPE(130)}, {COMBA_SHAPE(130)}}},
     {.name = "weight, no bias", .attributes = EPSILON(1e-5), .input = {{COMBA_SHAPE(2, 9, 24)}, {COMBA_SHAPE(24)}}},
     {.name = "neither, one row", .attributes = EPSILON(1e-6), .input = {{COMBA_SHAPE(37)}}},
     {.name = "mean far from zero, large epsilon",

@@ -110,7 +110,7 @@ static void backward(const comba_call *call) {
   }
 static const comba_case cases[] = {
     {.name = "two entries, odd sizes", .attributes = BASE(10000), .input = {{COMBA_SHAPE(2, 7, 3, 10)}}},
-    {.name = "more than one block", .attributes = BASE(10000), .input = {{COMBA_SHAPE(1, 150, 2, 6)}}},
+    {.name = "more than one block", .attributes = BASE(10000), .input = {{COMBA_SHAPE(1, 150, 2, 64)}}},
     {.name = "far position",
      .attributes = BASE(500000),
      .input = {{COMBA_SHAPE(2, 70, 1, 64)}, {COMBA_SHAPE(1), VALUES(1048576)}}},

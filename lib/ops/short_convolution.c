@@ -11,7 +11,10 @@
 
 enum { X, WEIGHT, BIAS, STATE, CU_SEQLENS };
 enum { Y, NEW_STATE };
-enum { CHANNELS = 256 }; /* worked on together: their taps, sums and gradients stay in the first-level cache */
+enum {
+  CHANNELS = 256, /* worked on together: their taps, sums and gradients stay in the first-level cache */
+  GROUP = 4,      /* taps added in one pass over them */
+};
 
 static comba_status infer(comba_signature *s) {
   const comba_shape *x = &s->input[X], *weight = &s->input[WEIGHT], *bias = &s->input[BIAS], *state = &s->input[STATE];
@@ -66,24 +69,80 @@ static problem measure(const comba_call *call, real *taps) {
   return p;
 }
 
-/* What sequence n, which starts at row `start`, has as its input `row`, row >= start - (W-1). NULL: zeros. */
-static const real *source(const problem *p, int64_t n, int64_t start, int64_t row) {
-  if (row >= start) return p->x + row * p->channels;
-  return p->state ? p->state + ((n + 1) * (p->width - 1) + row - start) * p->channels : NULL;
+/* Channels [c, c + count) of sequence n, whose rows are [start, stop) */
+typedef struct strip {
+  const problem *p;
+  int64_t n, start, stop, c, count;
+} strip;
+
+static const real zeros[CHANNELS];
+
+static strip strip_of(const problem *p, int64_t n, int64_t c) {
+  return (strip){p,
+                 n,
+                 comba_sequence_start(&p->sequences, n),
+                 comba_sequence_start(&p->sequences, n + 1),
+                 c,
+                 p->channels - c < CHANNELS ? p->channels - c : CHANNELS};
 }
 
-/* u (count) of one row, channels from c on */
-static void preactivation(const problem *p, int64_t n, int64_t start, int64_t row, int64_t c, int64_t count,
-                          real *restrict u) {
-  if (p->bias)
-    memcpy(u, p->bias + c, (size_t)count * sizeof(real));
-  else
-    memset(u, 0, (size_t)count * sizeof(real));
-  for (int64_t j = 0; j < p->width; j++) {
-    const real *restrict input = source(p, n, start, row - (p->width - 1) + j), *restrict tap =
-                                                                                    p->taps + j * p->channels + c;
-    if (input)
-      for (int64_t i = 0; i < count; i++) u[i] += tap[i] * input[c + i];
+/* What the strip has as its input `row`, row >= start - (W-1) */
+static const real *source(const strip *s, int64_t row) {
+  const problem *p = s->p;
+  if (row >= s->start) return p->x + row * p->channels + s->c;
+  return p->state ? p->state + ((s->n + 1) * (p->width - 1) + row - s->start) * p->channels + s->c : zeros;
+}
+
+/* sum (count) = initial + weight[0] input[0] + ... for a number of taps that the compiler knows, so that one pass over memory
+ * serves them all; rows of `weight` are `stride` apart. */
+static inline __attribute__((always_inline)) void add_taps(int taps, const real *weight, int64_t stride,
+                                                           const real *const *input, int64_t count, const real *initial,
+                                                           real *sum) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; i++) {
+    real value = initial[i];
+    for (int j = 0; j < taps; j++) value += weight[j * stride + i] * input[j][i];
+    sum[i] = value;
+  }
+}
+
+static void add_group(int64_t taps, const real *weight, int64_t stride, const real *const input[GROUP], int64_t count,
+                      const real *initial, real *sum) {
+  switch (taps) {
+  case 1: add_taps(1, weight, stride, input, count, initial, sum); break;
+  case 2: add_taps(2, weight, stride, input, count, initial, sum); break;
+  case 3: add_taps(3, weight, stride, input, count, initial, sum); break;
+  default: add_taps(GROUP, weight, stride, input, count, initial, sum); break;
+  }
+}
+
+/* sums (taps, count) += du input[j], in the same manner */
+static inline __attribute__((always_inline)) void add_products(int taps, const real *du, const real *const *input,
+                                                               int64_t count, real *sums, int64_t stride) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; i++)
+    for (int j = 0; j < taps; j++) sums[j * stride + i] += du[i] * input[j][i];
+}
+
+static void add_product_group(int64_t taps, const real *du, const real *const input[GROUP], int64_t count, real *sums,
+                              int64_t stride) {
+  switch (taps) {
+  case 1: add_products(1, du, input, count, sums, stride); break;
+  case 2: add_products(2, du, input, count, sums, stride); break;
+  case 3: add_products(3, du, input, count, sums, stride); break;
+  default: add_products(GROUP, du, input, count, sums, stride); break;
+  }
+}
+
+/* u (count) of one row */
+static void preactivation(const strip *s, int64_t row, real *u) {
+  const problem *p = s->p;
+  const real *initial = p->bias ? p->bias + s->c : zeros;
+  for (int64_t j = 0; j < p->width; j += GROUP, initial = u) {
+    const real *input[GROUP];
+    const int64_t taps = p->width - j < GROUP ? p->width - j : GROUP;
+    for (int64_t k = 0; k < taps; k++) input[k] = source(s, row - (p->width - 1) + j + k);
+    add_group(taps, p->taps + j * p->channels + s->c, p->channels, input, s->count, initial, u);
   }
 }
 
@@ -94,94 +153,85 @@ static void forward(const comba_call *call) {
   for (int64_t block = 0; block < blocks; block++) {
     const int64_t end = comba_block_start(p.rows, blocks, block + 1);
     int64_t row = comba_block_start(p.rows, blocks, block);
-    for (int64_t n = comba_sequence_at(&p.sequences, row); row < end; n++) {
-      const int64_t start = comba_sequence_start(&p.sequences, n), stop = comba_sequence_start(&p.sequences, n + 1);
-      for (; row < stop && row < end; row++)
+    for (int64_t n = comba_sequence_at(&p.sequences, row); row < end; n++)
+      for (; row < comba_sequence_start(&p.sequences, n + 1) && row < end; row++)
         for (int64_t c = 0; c < p.channels; c += CHANNELS) {
-          const int64_t count = p.channels - c < CHANNELS ? p.channels - c : CHANNELS;
+          const strip s = strip_of(&p, n, c);
           real *y = (real *)call->output[Y].data + row * p.channels + c;
-          preactivation(&p, n, start, row, c, count, y);
+          preactivation(&s, row, y);
           if (p.silu)
-            for (int64_t i = 0; i < count; i++) y[i] *= comba_sigmoid(y[i]);
+            for (int64_t i = 0; i < s.count; i++) y[i] *= comba_sigmoid(y[i]);
         }
-    }
   }
   /* After all reads of the state, whose memory the new one may share. Entries move towards the front, so ascending order
    * reads each before it is overwritten. */
-  real *new_state = call->output[NEW_STATE].data;
-  for (int64_t n = 0; n < p.sequences.count; n++) {
-    const int64_t start = comba_sequence_start(&p.sequences, n), stop = comba_sequence_start(&p.sequences, n + 1);
-    for (int64_t i = 0; i < carried; i++) {
-      const real *from = source(&p, n, start, stop - carried + i);
-      real *to = new_state + (n * carried + i) * p.channels;
-      if (from)
-        memmove(to, from, (size_t)p.channels * sizeof(real));
-      else
-        memset(to, 0, (size_t)p.channels * sizeof(real));
+  for (int64_t n = 0; n < p.sequences.count; n++)
+    for (int64_t c = 0; c < p.channels; c += CHANNELS) {
+      const strip s = strip_of(&p, n, c);
+      real *new_state = (real *)call->output[NEW_STATE].data + n * carried * p.channels + c;
+      for (int64_t i = 0; i < carried; i++)
+        memmove(new_state + i * p.channels, source(&s, s.stop - carried + i), (size_t)s.count * sizeof(real));
     }
-  }
 }
 
 /* du (count) of one row */
-static void preactivation_gradient(const problem *p, int64_t n, int64_t start, int64_t row, int64_t c, int64_t count,
-                                   real *restrict du) {
-  const real *restrict dy = p->dy ? p->dy + row * p->channels + c : NULL;
-  if (!dy) {
-    memset(du, 0, (size_t)count * sizeof(real));
-  } else if (!p->silu) {
-    memcpy(du, dy, (size_t)count * sizeof(real));
-  } else {
-    preactivation(p, n, start, row, c, count, du);
-    for (int64_t i = 0; i < count; i++) {
-      const real s = comba_sigmoid(du[i]);
-      du[i] = dy[i] * (s + du[i] * s * (1 - s));
-    }
+static void preactivation_gradient(const strip *s, int64_t row, real *restrict du) {
+  const problem *p = s->p;
+  const real *restrict dy = p->dy ? p->dy + row * p->channels + s->c : zeros;
+  if (!p->dy || !p->silu) {
+    memcpy(du, dy, (size_t)s->count * sizeof(real));
+    return;
+  }
+  preactivation(s, row, du);
+  for (int64_t i = 0; i < s->count; i++) {
+    const real sigmoid = comba_sigmoid(du[i]);
+    du[i] = dy[i] * (sigmoid + du[i] * sigmoid * (1 - sigmoid));
   }
 }
 
-/* The gradient of input `row` of sequence n (row < start: of its state): from the du of rows [first, last) that read it, which
- * lie in the ring, row r in slot r modulo W, and from the new state if it was kept there. */
-static void input_gradient(const problem *p, int64_t n, int64_t row, int64_t first, int64_t last, int64_t c,
-                           int64_t count, const real *ring, real *restrict sum) {
-  const int64_t carried = p->width - 1, stop = comba_sequence_start(&p->sequences, n + 1);
-  if (p->dnew && row >= stop - carried)
-    memcpy(sum, p->dnew + ((n + 1) * carried + row - stop) * p->channels + c, (size_t)count * sizeof(real));
-  else
-    memset(sum, 0, (size_t)count * sizeof(real));
-  for (int64_t reader = first; reader < last; reader++) {
-    const real *restrict tap = p->taps + (carried + row - reader) * p->channels + c;
-    const real *restrict du = ring + reader % p->width * CHANNELS;
-    for (int64_t i = 0; i < count; i++) sum[i] += tap[i] * du[i];
+/* The gradient of input `row` (row < start: of the state): from the du of rows [first, last) that read it, which lie in the
+ * ring, row r in slot r modulo W, and from the new state if it was kept there. */
+static void input_gradient(const strip *s, int64_t row, int64_t first, int64_t last, const real *ring, real *sum) {
+  const problem *p = s->p;
+  const int64_t carried = p->width - 1;
+  const real *initial = zeros;
+  if (p->dnew && row >= s->stop - carried)
+    initial = p->dnew + ((s->n + 1) * carried + row - s->stop) * p->channels + s->c;
+  if (first >= last) memcpy(sum, initial, (size_t)s->count * sizeof(real));
+  for (int64_t reader = first; reader < last; reader += GROUP, initial = sum) {
+    const real *du[GROUP];
+    const int64_t taps = last - reader < GROUP ? last - reader : GROUP;
+    for (int64_t k = 0; k < taps; k++) du[k] = ring + (reader + k) % p->width * CHANNELS;
+    add_group(taps, p->taps + (carried + row - reader) * p->channels + s->c, -p->channels, du, s->count, initial, sum);
   }
 }
 
 /* Adds one row to sums (W+1, C): the gradients of the taps, then of the bias */
-static void weight_gradient(const problem *p, int64_t n, int64_t start, int64_t row, int64_t c, int64_t count,
-                            const real *restrict du, real *restrict sums) {
-  for (int64_t j = 0; j < p->width; j++) {
-    const real *restrict input = source(p, n, start, row - (p->width - 1) + j);
-    real *restrict sum = sums + j * p->channels + c;
-    if (input)
-      for (int64_t i = 0; i < count; i++) sum[i] += du[i] * input[c + i];
+static void weight_gradient(const strip *s, int64_t row, const real *du, real *sums) {
+  const problem *p = s->p;
+  for (int64_t j = 0; j < p->width; j += GROUP) {
+    const real *input[GROUP];
+    const int64_t taps = p->width - j < GROUP ? p->width - j : GROUP;
+    for (int64_t k = 0; k < taps; k++) input[k] = source(s, row - (p->width - 1) + j + k);
+    add_product_group(taps, du, input, s->count, sums + j * p->channels + s->c, p->channels);
   }
-  comba_store(sums + p->width * p->channels + c, du, count, true);
+  comba_store(sums + p->width * p->channels + s->c, du, s->count, true);
 }
 
-/* Rows [row, end) of sequence n, channels from c on: dx, if it is wanted, and what the rows add to `sums`. A row's dx is due W-1
- * rows later, when all that read it are in the ring; so du runs on past `end`, where it adds to no sum. */
-static void piece_gradient(const problem *p, int64_t n, int64_t row, int64_t end, int64_t c, int64_t count, real *ring,
-                           real *sums, real *dx, bool accumulate) {
-  const int64_t start = comba_sequence_start(&p->sequences, n), stop = comba_sequence_start(&p->sequences, n + 1);
-  const int64_t carried = p->width - 1;
+/* Rows [row, end) of the strip: dx, if it is wanted, and what the rows add to `sums`. A row's dx is due W-1 rows later, when
+ * all that read it are in the ring; so du runs on past `end`, where it adds to no sum. */
+static void piece_gradient(const strip *s, int64_t row, int64_t end, real *ring, real *sums, real *dx,
+                           bool accumulate) {
+  const int64_t width = s->p->width;
   real sum[CHANNELS];
-  for (int64_t now = row; now < end + carried; now++) {
-    real *du = ring + now % p->width * CHANNELS;
-    if (now < stop) preactivation_gradient(p, n, start, now, c, count, du);
-    if (now < end) weight_gradient(p, n, start, now, c, count, du, sums);
-    const int64_t due = now - carried;
+  for (int64_t now = row; now < end + width - 1; now++) {
+    real *du = ring + now % width * CHANNELS;
+    if (now < s->stop) preactivation_gradient(s, now, du);
+    if (now < end) weight_gradient(s, now, du, sums);
+    const int64_t due = now - (width - 1);
     if (!dx || due < row) continue;
-    input_gradient(p, n, due, due, now + 1 < stop ? now + 1 : stop, c, count, ring, sum);
-    comba_store(dx + due * p->channels + c, sum, count, accumulate);
+    input_gradient(s, due, due, now + 1 < s->stop ? now + 1 : s->stop, ring, sum);
+    comba_store(dx + due * s->p->channels + s->c, sum, s->count, accumulate);
   }
 }
 
@@ -189,26 +239,24 @@ static void piece_gradient(const problem *p, int64_t n, int64_t row, int64_t end
 static void state_gradient(const problem *p, real *ring, real *dstate, bool accumulate) {
   const int64_t carried = p->width - 1;
   real sum[CHANNELS];
-  for (int64_t n = 0; n < p->sequences.count; n++) {
-    const int64_t start = comba_sequence_start(&p->sequences, n), stop = comba_sequence_start(&p->sequences, n + 1);
+  for (int64_t n = 0; n < p->sequences.count; n++)
     for (int64_t c = 0; c < p->channels; c += CHANNELS) {
-      const int64_t count = p->channels - c < CHANNELS ? p->channels - c : CHANNELS;
+      const strip s = strip_of(p, n, c);
       for (int64_t i = 0; i < carried; i++) {
-        const int64_t newest = start + i; /* the last row that reads entry i */
-        if (newest < stop) preactivation_gradient(p, n, start, newest, c, count, ring + newest % p->width * CHANNELS);
-        input_gradient(p, n, newest - carried, start, newest + 1 < stop ? newest + 1 : stop, c, count, ring, sum);
-        comba_store(dstate + (n * carried + i) * p->channels + c, sum, count, accumulate);
+        const int64_t newest = s.start + i; /* the last row that reads entry i */
+        if (newest < s.stop) preactivation_gradient(&s, newest, ring + newest % p->width * CHANNELS);
+        input_gradient(&s, newest - carried, s.start, newest + 1 < s.stop ? newest + 1 : s.stop, ring, sum);
+        comba_store(dstate + (n * carried + i) * p->channels + c, sum, s.count, accumulate);
       }
     }
-  }
 }
 
 static void backward(const comba_call *call) {
   real *taps = call->workspace;
   const problem p = measure(call, taps);
   const int64_t blocks = comba_blocks(p.rows, 32), size = (p.width + 1) * p.channels;
-  real *partial = taps + p.width * p.channels,
-       *rings = partial + blocks * size; /* (blocks, W+1, C), (blocks, W, CHANNELS) */
+  /* (blocks, W+1, C) and (blocks, W, CHANNELS) */
+  real *partial = taps + p.width * p.channels, *rings = partial + blocks * size;
   real *dx = call->input_gradient[X].data, *dstate = call->input_gradient[STATE].data;
   real *dweight = call->input_gradient[WEIGHT].data, *dbias = call->input_gradient[BIAS].data;
 #pragma omp parallel for if (p.rows * p.channels > COMBA_SERIAL)
@@ -217,11 +265,11 @@ static void backward(const comba_call *call) {
     real *sums = partial + block * size, *ring = rings + block * p.width * CHANNELS;
     memset(sums, 0, (size_t)size * sizeof(real));
     for (int64_t c = 0; c < p.channels; c += CHANNELS) {
-      const int64_t count = p.channels - c < CHANNELS ? p.channels - c : CHANNELS;
       int64_t row = first;
       for (int64_t n = comba_sequence_at(&p.sequences, row); row < end; n++) {
-        const int64_t stop = comba_sequence_start(&p.sequences, n + 1), last = stop < end ? stop : end;
-        if (row < last) piece_gradient(&p, n, row, last, c, count, ring, sums, dx, call->accumulate[X]);
+        const strip s = strip_of(&p, n, c);
+        const int64_t last = s.stop < end ? s.stop : end;
+        if (row < last) piece_gradient(&s, row, last, ring, sums, dx, call->accumulate[X]);
         row = last;
       }
     }
@@ -271,6 +319,13 @@ static const comba_case cases[] = {
     {.name = "one tap",
      .attributes = SILU,
      .input = {{COMBA_SHAPE(2, 5, 3)}, {COMBA_SHAPE(3, 1, 1)}, {COMBA_SHAPE(3)}}},
+    {.name = "six taps, packed, state",
+     .attributes = SILU,
+     .input = {{COMBA_SHAPE(1, 19, 5)},
+               {COMBA_SHAPE(5, 1, 6)},
+               {0},
+               {COMBA_SHAPE(3, 5, 5)},
+               {COMBA_SHAPE(4), OFFSETS(0, 3, 11, 19)}}},
     {.name = "two taps, saturated",
      .attributes = SILU,
      .input = {{COMBA_SHAPE(1, 5, 7), COMBA_FILL_UNIFORM, .low = -110, .high = 110}, {COMBA_SHAPE(7, 1, 2)}}},

@@ -47,7 +47,7 @@ static void backward(const comba_call *call) {
 }
 
 static const comba_case cases[] = {
-    {.name = "more than one tile", .input = {{COMBA_SHAPE(2, 11, 97)}, {COMBA_SHAPE(2, 11, 97)}}},
+    {.name = "more than one tile and thread", .input = {{COMBA_SHAPE(3, 57, 97)}, {COMBA_SHAPE(3, 57, 97)}}},
     {.name = "saturated",
      .input = {{COMBA_SHAPE(3, 37), COMBA_FILL_UNIFORM, .low = -110, .high = 110}, {COMBA_SHAPE(3, 37)}}},
     {.name = "2048 x 2816", .benchmark = true, .input = {{COMBA_SHAPE(2, 1024, 2816)}, {COMBA_SHAPE(2, 1024, 2816)}}},
