@@ -4,9 +4,7 @@
 #include "ops/gradient.h"
 
 enum { X };
-enum {
-  TILE = 32
-}; /* side of the squares that are transposed at a time: reads and writes both stay in whole cache lines */
+enum { TILE = 32 }; /* side of the squares that are transposed at a time: reads and writes use whole cache lines */
 
 static comba_status infer(comba_signature *s) {
   const comba_shape *x = &s->input[X];

@@ -1,10 +1,10 @@
-/* y (B,O,H',W') = weight (O, C kh kw) columns (C kh kw, H' W') + bias (O), for each image; column (y, x) of `columns` holds
+/* For each image y (O, H' W') = weight (O, C kh kw) columns (C kh kw, H' W') + bias (O); column (y, x) of `columns` is
  * the window whose first pixel is (stride y - padding, stride x - padding), zero outside the image
  * dx: weight^T dy, each window added back in its place;  dweight += dy columns^T;  dbias += sums of dy over B, H', W'
  *
  * `columns` is never whole: a band of output rows of one image passes through the workspace at a time. The batch is cut
- * into blocks that run beside each other, each with a band and, in backward, a weight gradient of its own; those are added
- * in block order. */
+ * into blocks that run beside each other, each with a band and, in backward, a weight gradient of its own; those are
+ * added in block order. */
 #include "core/gemm.h"
 #include "ops/gradient.h"
 #include "ops/window.h"
@@ -147,8 +147,8 @@ static void forward(const comba_call *call) {
   }
 }
 
-/* One image: its part of dx, and its share of the block's weight gradient (O, taps) and bias gradient (O). `start` is set
- * for the first image of a block. */
+/* One image: its part of dx, and its share of the block's weight gradient (O, taps) and bias gradient (O). `start` is
+ * set for the first image of a block. */
 static void backward_image(const convolution_plan *p, const comba_call *call, int64_t image, bool start, real *columns,
                            real *dweight, real *dbias) {
   const int64_t positions = p->out_height * p->out_width, pixels = p->channels * p->height * p->width;

@@ -8,9 +8,8 @@
 
 enum { LOGITS, TARGETS, WEIGHTS };
 enum { LOSS, ROWS };
-enum {
-  STATISTICS
-}; /* saved: m and 1 / z of each row; kept apart, as m + L would lose the digits of L where m is large */
+/* Saved: m and 1 / z of each row. They are kept apart, as m + L would lose the digits of L where m is large. */
+enum { STATISTICS };
 
 static int64_t row_count(const comba_shape *logits) {
   return comba_shape_elements(logits) / logits->size[logits->rank - 1];

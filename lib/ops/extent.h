@@ -4,10 +4,10 @@
 
 #include "core/op.h"
 
-/* The most elements of a tensor or of a piece of workspace: bytes and small multiples of them stay far inside int64_t. */
+/* The most elements of a tensor or a piece of workspace: their bytes and small multiples stay far inside int64_t. */
 #define COMBA_EXTENT_MAX ((int64_t)1 << 40)
 
-/* Whether the shape has that rank (0: any from 1), every size is at least 1, and the product of the sizes is in range. */
+/* Whether the shape has that rank (0: any from 1), every size is at least 1, and their product is in range. */
 static inline bool comba_extent_fits(const comba_shape *shape, int rank) {
   if (shape->rank < 1 || shape->rank > COMBA_MAX_RANK || (rank && shape->rank != rank)) return false;
   int64_t elements = 1;

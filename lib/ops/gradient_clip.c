@@ -1,7 +1,8 @@
 /* norm = sqrt(sum of gradient^2 over all slabs)
  * factor = 0 if the norm is not finite, else min(1, max_norm / norm), 1 if max_norm <= 0;  clip (2) = {norm, factor}
  *
- * The squares are summed in double: they stay finite for every finite float, and tens of millions of them lose nothing. */
+ * The squares are summed in double: they stay finite for every finite float, and tens of millions of them lose
+ * nothing. */
 #include "core/parallel.h"
 #include "ops/extent.h"
 #include "ops/ops.h"

@@ -1,5 +1,5 @@
-/* The orders in which scans visit a height x width grid, and the two ways of moving tokens between them: scan_order spreads
- * tokens over directions and scan_merge gathers them, and each is the other's backward pass. */
+/* The orders in which scans visit a height x width grid, and the two ways of moving tokens between them: scan_order
+ * spreads tokens over directions and scan_merge gathers them, and each is the other's backward pass. */
 #ifndef COMBA_OPS_GRID_ORDER_H
 #define COMBA_OPS_GRID_ORDER_H
 

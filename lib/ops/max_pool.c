@@ -1,4 +1,4 @@
-/* y[i,j] = max over the window of x, first pixel (stride i - padding, stride j - padding), as far as it lies in the image
+/* y[i,j] = max over the window of x whose first pixel is (stride i - padding, stride j - padding), inside the image
  * dx at the place of each window's largest value += dy[i,j]; of equal values the first in row-major order */
 #include "ops/gradient.h"
 #include "ops/window.h"
@@ -85,8 +85,8 @@ static void offer_candidates(candidates from, int64_t shift, int64_t n, candidat
   }
 }
 
-/* For a row of windows: the best of each column of their lines, with the padding as columns that hold nothing; from these the
- * best of a window at every column, so that loops run over neighbours; then one window in `stride` is kept. */
+/* For a row of windows: the best of each column of their lines, with the padding as columns that hold nothing; from
+ * these the best of a window at every column, so that loops run over neighbours; then one window in `stride` stays. */
 static void forward(const comba_call *call) {
   const comba_window_attributes *a = call->attributes;
   const comba_shape *shape = &call->input[X].shape, *out = &call->output[0].shape;

@@ -1,9 +1,9 @@
 /* y (B,N,d) = x + R table, R (N,M) the identity, or cubic resampling from the table's grid to that of x
  * dx = dy;  dtable += R^T sum over B of dy
  *
- * R is a product of one resampling along each axis. Output i of an axis that goes from `from` to `to` points reads the four
- * points around (i + 1/2) from / to - 1/2, points beyond an end replaced by that end, with the weights of the cubic
- * convolution kernel (Keys, 1981) at a = -0.75. */
+ * R is a product of one resampling along each axis. Output i of an axis that goes from `from` to `to` points reads
+ * the four points around (i + 1/2) from / to - 1/2, points beyond an end replaced by that end, with the weights of
+ * the cubic convolution kernel (Keys, 1981) at a = -0.75. */
 #include "ops/extent.h"
 #include "ops/gradient.h"
 #include "ops/grid_order.h"
@@ -79,8 +79,8 @@ static void resample(const real *x, int64_t rows, int64_t from, int64_t to, int6
     }
 }
 
-/* dx (rows, from, n) += transpose of that resampling of dy (rows, to, n). Each thread has columns of its own, so that it can
- * add the outputs of an axis in order. */
+/* dx (rows, from, n) += transpose of that resampling of dy (rows, to, n). Each thread has columns of its own, so that
+ * it can add the outputs of an axis in order. */
 static void resample_back(const real *dy, int64_t rows, int64_t from, int64_t to, int64_t n, real *dx) {
   enum { COLUMNS = 64 };
 #pragma omp parallel for collapse(2)

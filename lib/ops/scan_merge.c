@@ -1,5 +1,5 @@
-/* y[b, n] = scale * sum over directions of x[direction B + b, place(direction, n)]; bi adds both as they come, bi_aligned and
- * cross put each direction back in place; scale = 1, or 1 / directions with `average`
+/* y[b, n] = scale * sum over directions of x[direction B + b, place(direction, n)]; bi adds both as they come, while
+ * bi_aligned and cross put each direction back in place; scale = 1, or 1 / directions with `average`
  * dx[direction B + b, i] = scale * dy[b, token(direction, i)] */
 #include "ops/extent.h"
 #include "ops/gradient.h"

@@ -1,8 +1,8 @@
 /* y[direction B + b, i] = x[b, token(direction, i)], one direction or, for bi and cross, two or four
  * dx[b, n] = sum over directions of dy[direction B + b, i], i the place of token n
  *
- * A random order is drawn by Fisher and Yates' exchange: for i from N - 1 down to 1, place i changes with a place drawn from
- * 0 to i, draw (seed, stream + step 2^32, b N + i). Backward draws it again. */
+ * A random order is drawn by Fisher and Yates' exchange: for i from N - 1 down to 1, place i changes with a place drawn
+ * from 0 to i, draw (seed, stream + step 2^32, b N + i). Backward draws it again. */
 #include "core/random.h"
 #include "ops/extent.h"
 #include "ops/gradient.h"

@@ -15,12 +15,12 @@ static inline int64_t comba_window_count(const comba_window_attributes *attribut
   return room < 0 ? 0 : room / comba_window_stride(attributes) + 1;
 }
 
-/* After this, comba_window_count cannot overflow for a size and a kernel that fit a tensor. */
+/* After this, places of windows and their number cannot overflow for a size and a kernel that fit a tensor. */
 static inline comba_status comba_window_check(const comba_signature *signature) {
   const comba_window_attributes *a = signature->attributes;
-  if (a->stride < 0)
-    return comba_fail(COMBA_ERROR_ARGUMENT, "%s: stride is %lld, expected at least 1, or 0 for 1", signature->op,
-                      (long long)a->stride);
+  if (a->stride < 0 || a->stride > COMBA_EXTENT_MAX)
+    return comba_fail(COMBA_ERROR_ARGUMENT, "%s: stride is %lld, expected 1 to %lld, or 0 for 1", signature->op,
+                      (long long)a->stride, (long long)COMBA_EXTENT_MAX);
   if (a->padding < 0 || a->padding > COMBA_EXTENT_MAX)
     return comba_fail(COMBA_ERROR_ARGUMENT, "%s: padding is %lld, expected 0 to %lld", signature->op,
                       (long long)a->padding, (long long)COMBA_EXTENT_MAX);
