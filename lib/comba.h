@@ -110,6 +110,7 @@ typedef struct comba_batch {
   const int32_t *cu_seqlens; /* packed sequences: sequences + 1 offsets from 0 to T; needs B = 1; or NULL */
   int64_t sequences;
   const float *pixel_values; /* vision; H = W = image_size, already normalised */
+  int64_t image_size;        /* vision; 0: the config's. Another one needs interpolate_pos_encoding in the config */
   const int32_t *labels;
 } comba_batch;
 
@@ -132,6 +133,12 @@ COMBA_API const char *comba_model_config(const comba_model *model);
 COMBA_API size_t comba_model_parameters(const comba_model *model);
 /* Parameter number `index` in the order of the file; pointers are valid as long as the model. */
 COMBA_API comba_status comba_model_parameter(const comba_model *model, size_t index, comba_parameter *parameter);
+
+/* The name of a class (id2label), or NULL where the config has none; belongs to the model. */
+COMBA_API const char *comba_model_class_name(const comba_model *model, int64_t index);
+/* Decodes a PNG or JPEG file and prepares it as DIRECTORY/preprocessor_config.json says: pixels (C, image_size, image_size)
+ * receives what comba_batch.pixel_values wants. */
+COMBA_API comba_status comba_picture_read(const char *directory, const char *path, float *pixels);
 
 /* Runs the model. `loss` (or NULL) receives the mean cross entropy in nats over the targets that are not ignored. */
 COMBA_API comba_status comba_model_forward(comba_model *model, const comba_batch *batch, comba_pass pass, float *loss);

@@ -42,7 +42,7 @@ static comba_status run(const options *o) {
   COMBA_TRY(comba_forward_floats(file, "pixel_values", 4, &shape, &pixels));
   COMBA_TRY(vision_load(&model, o->model, &library));
   comba_model_describe(model, &info);
-  if (shape[1] != info.num_channels || shape[2] != info.image_size || shape[3] != info.image_size)
+  if (shape[1] != info.num_channels || shape[2] != shape[3])
     COMBA_TRY(comba_fail(COMBA_ERROR_FORMAT,
                          "%s: tensor 'pixel_values' has shape (%lld, %lld, %lld, %lld), expected (B, %lld, %lld, %lld)",
                          o->input, (long long)shape[0], (long long)shape[1], (long long)shape[2], (long long)shape[3],
@@ -56,7 +56,7 @@ static comba_status run(const options *o) {
   } else if (o->gradients) {
     COMBA_TRY(comba_fail(COMBA_ERROR_FORMAT, "%s: tensor 'labels' is missing, and --gradients needs a loss", o->input));
   }
-  const comba_batch batch = {.batch = shape[0], .pixel_values = pixels, .labels = labels};
+  const comba_batch batch = {.batch = shape[0], .pixel_values = pixels, .image_size = shape[2], .labels = labels};
   COMBA_TRY(comba_forward_write(model, &batch, labels != NULL, o->gradients, o->output));
 cleanup:
   comba_model_free(model);

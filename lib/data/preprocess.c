@@ -196,3 +196,15 @@ cleanup:
   free(pixels);
   return status;
 }
+
+comba_status comba_picture_read(const char *directory, const char *path, float *pixels) {
+  comba_preprocess preprocess;
+  char *config = NULL;
+  comba_status status = COMBA_OK;
+  COMBA_TRY(comba_path_join(&config, directory, "preprocessor_config.json"));
+  COMBA_TRY(comba_preprocess_read(&preprocess, config));
+  COMBA_TRY(comba_preprocess_picture(&preprocess, path, pixels));
+cleanup:
+  free(config);
+  return status;
+}

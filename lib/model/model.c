@@ -38,7 +38,7 @@ static comba_status declare(comba_model *model) {
   comba_status status = comba_graph_create(&graph, model->backend, 0);
   if (status != COMBA_OK) return status;
   comba_build build = comba_model_build_context(model, graph);
-  comba_plan plan = {0};
+  comba_plan plan = {.batch = 1, .length = model->config->kind == COMBA_KIND_VISION ? model->config->image_size : 1};
   build.declaring = true;
   build.batch = build.length = 1;
   if (model->config->kind == COMBA_KIND_VISION)
@@ -192,6 +192,10 @@ void comba_model_describe(const comba_model *model, comba_model_info *info) {
 
 const char *comba_model_config(const comba_model *model) {
   return model->config_text;
+}
+
+const char *comba_model_class_name(const comba_model *model, int64_t index) {
+  return comba_config_class_name(model->config, index);
 }
 
 size_t comba_model_parameters(const comba_model *model) {

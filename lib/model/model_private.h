@@ -7,7 +7,7 @@
 /* One planned graph: what it was planned for, and the tensors that the caller writes and reads. */
 typedef struct comba_plan {
   comba_pass pass;
-  int64_t batch, length, sequences; /* length: tokens; 0 in vision. sequences: of cu_seqlens, 0 without */
+  int64_t batch, length, sequences; /* length: tokens, or the side of a picture; sequences: of cu_seqlens, 0 without */
   comba_graph *graph;
   comba_tensor *input_ids, *pixel_values, *targets, *cu_seqlens, *position;
   comba_tensor *logits, *loss, *row_losses;

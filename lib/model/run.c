@@ -69,6 +69,10 @@ comba_status comba_check_sequences(const int32_t *cu_seqlens, int64_t sequences,
   return COMBA_OK;
 }
 
+static int64_t image_side(const comba_model *model, const comba_batch *batch) {
+  return batch->image_size ? batch->image_size : model->config->image_size;
+}
+
 static comba_status check_batch(const comba_model *model, const comba_batch *batch) {
   const comba_config *config = model->config;
   if (batch->batch < 1)
@@ -76,6 +80,13 @@ static comba_status check_batch(const comba_model *model, const comba_batch *bat
   if (config->kind == COMBA_KIND_VISION) {
     if (!batch->pixel_values)
       return comba_fail(COMBA_ERROR_ARGUMENT, "pixel_values is missing: the model is a vision model");
+    const int64_t side = image_side(model, batch);
+    if (side != config->image_size &&
+        (!config->interpolate_pos_encoding || side < config->patch_size || side % config->patch_size))
+      return comba_fail(COMBA_ERROR_ARGUMENT, "pixel_values: the side is %lld, expected image_size %lld%s",
+                        (long long)side, (long long)config->image_size,
+                        config->interpolate_pos_encoding ? " or another multiple of patch_size"
+                                                         : " (another one needs interpolate_pos_encoding)");
     return batch->labels ? check_range(batch->labels, batch->batch, config->num_classes, true, "labels") : COMBA_OK;
   }
   if (!batch->input_ids) return comba_fail(COMBA_ERROR_ARGUMENT, "input_ids is missing: the model is a language model");
@@ -126,7 +137,7 @@ comba_status comba_model_forward(comba_model *model, const comba_batch *batch, c
   comba_status status = check_batch(model, batch);
   if (status != COMBA_OK) return status;
   const bool vision = model->config->kind == COMBA_KIND_VISION;
-  status = find_plan(model, pass, batch->batch, vision ? 0 : batch->length,
+  status = find_plan(model, pass, batch->batch, vision ? image_side(model, batch) : batch->length,
                      !vision && batch->cu_seqlens ? batch->sequences : 0, &plan);
   if (status != COMBA_OK) return status;
   write_inputs(plan, batch);
@@ -157,8 +168,8 @@ comba_status comba_model_backward(comba_model *model, float scale) {
 comba_status comba_model_cost(comba_model *model, comba_pass pass, int64_t batch, int64_t length,
                               comba_graph_cost *cost) {
   comba_plan *plan = NULL;
-  const comba_status status =
-      find_plan(model, pass, batch, model->config->kind == COMBA_KIND_VISION ? 0 : length, 0, &plan);
+  const comba_status status = find_plan(
+      model, pass, batch, model->config->kind == COMBA_KIND_VISION ? model->config->image_size : length, 0, &plan);
   if (status == COMBA_OK) comba_graph_describe(plan->graph, cost);
   return status;
 }

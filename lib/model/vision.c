@@ -45,29 +45,34 @@ static comba_tensor *tokenize(comba_build *build, comba_tensor *x) {
   return comba_channels_to_tokens(build->graph, x);
 }
 
-static comba_tensor *embed(comba_build *build, comba_tensor *pixels, grid *g) {
+/* The grid of tokens of a square picture. */
+static grid token_grid(const comba_config *config, int64_t side) {
+  if (!config->tokenizer_convolutions) return (grid){side / config->patch_size, side / config->patch_size};
+  for (int64_t i = 0; i < config->tokenizer_convolutions; i++) side = (side - 1) / 2 + 1;
+  return (grid){side, side};
+}
+
+static comba_tensor *embed(comba_build *build, comba_tensor *pixels, grid g) {
   const comba_config *config = build->config;
   comba_graph *graph = build->graph;
   const int64_t d = config->hidden_size, p = config->patch_size;
+  const grid table_grid = token_grid(config, config->image_size);
   const size_t length = comba_build_enter(build, "embeddings");
   comba_tensor *x;
   if (config->tokenizer_convolutions) {
-    int64_t side = config->image_size;
-    for (int64_t i = 0; i < config->tokenizer_convolutions; i++) side = (side - 1) / 2 + 1;
-    *g = (grid){side, side};
     x = tokenize(build, pixels);
   } else {
-    *g = (grid){config->image_size / p, config->image_size / p};
     const size_t inner = comba_build_enter(build, "patch_embeddings.projection");
     comba_tensor *weight = comba_build_weight(build, "weight", COMBA_SHAPE(d, config->num_channels, p, p));
     comba_tensor *bias = comba_build_vector(build, "bias", d, 0);
     comba_build_leave(build, inner);
     x = comba_patch_embedding(graph, pixels, weight, bias);
   }
-  comba_tensor *table = comba_build_parameter(build, "position_embeddings", COMBA_SHAPE(1, g->height * g->width, d),
-                                              COMBA_ROLE_POSITION, build->matrix_initial);
-  x = comba_position_embedding(graph, x, table,
-                               (comba_position_embedding_attributes){g->height, g->width, g->height, g->width});
+  comba_tensor *table =
+      comba_build_parameter(build, "position_embeddings", COMBA_SHAPE(1, table_grid.height * table_grid.width, d),
+                            COMBA_ROLE_POSITION, build->matrix_initial);
+  x = comba_position_embedding(
+      graph, x, table, (comba_position_embedding_attributes){table_grid.height, table_grid.width, g.height, g.width});
   comba_build_leave(build, length);
   return build->training ? comba_dropout(graph, x, config->hidden_dropout_prob) : x;
 }
@@ -151,11 +156,11 @@ void comba_vision_build(comba_build *build, comba_plan *plan) {
   comba_graph *graph = build->graph;
   const int64_t B = build->batch, layers = config->num_hidden_layers;
   plan->pixel_values = comba_graph_input(graph, "pixel_values", COMBA_ACTIVATION,
-                                         COMBA_SHAPE(B, config->num_channels, config->image_size, config->image_size));
+                                         COMBA_SHAPE(B, config->num_channels, plan->length, plan->length));
 
   const size_t length = comba_build_enter(build, "backbone");
-  grid g;
-  comba_tensor *x = embed(build, plan->pixel_values, &g);
+  const grid g = token_grid(config, plan->length);
+  comba_tensor *x = embed(build, plan->pixel_values, g);
   build->length = g.height * g.width;
   const bool switches =
       (build->training || config->test_scan_type < 0 ? config->train_scan_type : config->test_scan_type) ==
