@@ -7,11 +7,15 @@ suites = \
 	tests/test_delta_rule \
 	tests/test_file \
 	tests/test_graph \
+	tests/test_model \
 	tests/test_operators \
 	tests/test_parity \
 	tests/test_safetensors
 
 shell_tests =
+
+# Suites of whole models.
+tests_test_model_SOURCES = tests/test_model.c tests/model_case.c tests/model_case.h
 
 if HAVE_CHECK
 check_PROGRAMS += $(suites)
@@ -35,6 +39,8 @@ tests_libtesting_la_SOURCES = \
 	tests/op_check.h \
 	tests/op_instance.c \
 	tests/op_instance.h \
+	tests/oracle/comba_model.c \
+	tests/oracle/comba_model.h \
 	tests/oracle/recurrence.c \
 	tests/oracle/recurrence.h \
 	tests/oracle/softmax_attention.c \
