@@ -4,10 +4,12 @@ suites = \
 	tests/test_attention \
 	tests/test_config \
 	tests/test_core \
+	tests/test_data \
 	tests/test_delta_rule \
 	tests/test_file \
 	tests/test_graph \
 	tests/test_model \
+	tests/test_images \
 	tests/test_operators \
 	tests/test_parity \
 	tests/test_safetensors
