@@ -5,14 +5,16 @@ suites = \
 	tests/test_config \
 	tests/test_core \
 	tests/test_data \
+	tests/test_decoder \
 	tests/test_delta_rule \
 	tests/test_file \
 	tests/test_graph \
-	tests/test_model \
 	tests/test_images \
+	tests/test_model \
 	tests/test_operators \
 	tests/test_parity \
-	tests/test_safetensors
+	tests/test_safetensors \
+	tests/test_training
 
 shell_tests =
 
