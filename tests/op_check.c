@@ -425,6 +425,7 @@ static const char *check_input_gradient(const op_reference *r, op_instance *inst
 const char *op_check_gradient(int id, const comba_case *c, int coordinates) {
   op_reference *r = NULL;
   op_instance instance;
+  comba_set_threads(1); /* many short calls: waking threads would cost more than they save */
   const char *failure = op_reference_create(&r, id, c);
   if (!failure && op_oracle.op[id]->backward && op_case_create(&instance, &op_oracle, id, c) == COMBA_OK) {
     op_case_fill(&instance, c);

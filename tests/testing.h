@@ -8,7 +8,7 @@
 
 #include "core/random.h"
 
-/* Frobenius norm of found - expected, over that of expected, or over that of values of 0.01 where expected is smaller:
+/* Frobenius norm of found - expected, over that of expected, or over that of values of 0.05 where expected is smaller:
  * operands are of order one, and what cancels to nothing leaves the rounding errors of the terms that cancelled. */
 static inline double relative_error(const double *found, const double *expected, int64_t count) {
   double error = 0, scale = 0;
@@ -16,7 +16,7 @@ static inline double relative_error(const double *found, const double *expected,
     error += (found[i] - expected[i]) * (found[i] - expected[i]);
     scale += expected[i] * expected[i];
   }
-  return count ? sqrt(error) / fmax(sqrt(scale), 0.01 * sqrt((double)count)) : 0;
+  return count ? sqrt(error) / fmax(sqrt(scale), 0.05 * sqrt((double)count)) : 0;
 }
 
 #define ck_assert_close(found, expected, count, tolerance)                                                             \
