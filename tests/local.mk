@@ -19,7 +19,10 @@ suites = \
 shell_tests =
 
 # Suites of whole models.
-tests_test_model_SOURCES = tests/test_model.c tests/model_case.c tests/model_case.h
+model_case = tests/model_case.c tests/model_case.h
+tests_test_decoder_SOURCES = tests/test_decoder.c $(model_case)
+tests_test_model_SOURCES = tests/test_model.c $(model_case)
+tests_test_training_SOURCES = tests/test_training.c $(model_case)
 
 if HAVE_CHECK
 check_PROGRAMS += $(suites)

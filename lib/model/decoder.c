@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/file.h"
+#include "mixers/mixer.h"
 #include "model/model_private.h"
 #include "model/safetensors.h"
 
@@ -70,9 +71,10 @@ void comba_decoder_free(comba_decoder *decoder) {
 
 /* Whether a layer looks back on every token, so that the capacity is a bound. */
 static bool is_bounded(const comba_decoder *decoder) {
-  for (int i = 0; i < decoder->states.count; i++)
-    if (decoder->states.state[i].shape.rank == 4 && strstr(decoder->states.state[i].name, ".key") &&
-        decoder->states.state[i].shape.size[1] == decoder->capacity)
+  const comba_config *config = decoder->model->config;
+  for (int64_t layer = 0; layer < config->num_hidden_layers; layer++)
+    if (comba_layer_attends(config, layer) ? !config->hybrid[config->hybrid_of_layer[layer]].window_size
+                                           : config->mixer->cost(config->mixer_config, config->hidden_size).state_grows)
       return true;
   return false;
 }
@@ -103,10 +105,10 @@ comba_status comba_decoder_feed(comba_decoder *decoder, const int32_t *ids, int6
     if (ids[i] < 0 || ids[i] >= vocabulary)
       return comba_fail(COMBA_ERROR_ARGUMENT, "decoder: token %d at position %lld, expected 0 to %lld", (int)ids[i],
                         (long long)(i % length), (long long)vocabulary - 1);
-  if (decoder->position + length > (is_bounded(decoder) ? decoder->capacity : INT32_MAX))
+  const int64_t limit = is_bounded(decoder) ? decoder->capacity : INT32_MAX;
+  if (length > limit - decoder->position)
     return comba_fail(COMBA_ERROR_ARGUMENT, "decoder: %lld tokens after %lld exceed the capacity of %lld",
-                      (long long)length, (long long)decoder->position,
-                      (long long)(is_bounded(decoder) ? decoder->capacity : INT32_MAX));
+                      (long long)length, (long long)decoder->position, (long long)limit);
   for (int64_t done = 0; done < length;) {
     int log2 = LARGEST_PIECE_LOG2;
     while ((int64_t)1 << log2 > length - done) log2--;
