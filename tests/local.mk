@@ -14,7 +14,8 @@ suites = \
 	tests/test_operators \
 	tests/test_parity \
 	tests/test_safetensors \
-	tests/test_training
+	tests/test_training \
+	tests/test_vision_model
 
 shell_tests =
 
@@ -23,6 +24,7 @@ model_case = tests/model_case.c tests/model_case.h
 tests_test_decoder_SOURCES = tests/test_decoder.c $(model_case)
 tests_test_model_SOURCES = tests/test_model.c $(model_case)
 tests_test_training_SOURCES = tests/test_training.c $(model_case)
+tests_test_vision_model_SOURCES = tests/test_vision_model.c $(model_case)
 
 if HAVE_CHECK
 check_PROGRAMS += $(suites)
