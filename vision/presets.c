@@ -6,18 +6,18 @@
   "\"correction_factor\": 0.02, \"honor_ablation_fields\": true, \"p_normalize\": false, \"correction_after_norm\": "  \
   "true"
 
-static const char demo[] = "{\"model_type\": \"comba_vision\", \"image_size\": 32, \"patch_size\": 4, \"hidden_size\": "
-                           "96, \"num_hidden_layers\": 4,\n"
-                           " \"num_heads\": 3, \"head_dim\": 32, \"expand_v\": 1, \"channel_mixer_dim\": 192,\n"
-                           " \"train_scan_type\": \"cross-scan\", \"pooling\": \"mean\", \"scan_average\": true, "
-                           "\"tokenizer_convolutions\": 2,\n"
-                           " " PAPER_COMBA "}";
+static const char demo[] =
+    "{\"model_type\": \"comba_vision\", \"image_size\": 32, \"patch_size\": 4, \"hidden_size\": 96, "
+    "\"num_hidden_layers\": 3,\n"
+    " \"num_heads\": 3, \"head_dim\": 32, \"expand_v\": 1, \"channel_mixer_dim\": 192,\n"
+    " \"train_scan_type\": \"bi-scan-aligned\", \"pooling\": \"sequence\", \"tokenizer_convolutions\": 2,\n"
+    " " PAPER_COMBA "}";
 
 static const char fashion_mnist[] =
     "{\"model_type\": \"comba_vision\", \"image_size\": 28, \"patch_size\": 4, \"hidden_size\": 96, "
-    "\"num_hidden_layers\": 4,\n"
+    "\"num_hidden_layers\": 3,\n"
     " \"num_heads\": 3, \"head_dim\": 32, \"expand_v\": 1, \"channel_mixer_dim\": 192,\n"
-    " \"train_scan_type\": \"bi-scan-aligned\", \"pooling\": \"mean\", \"tokenizer_convolutions\": 2,\n"
+    " \"train_scan_type\": \"bi-scan-aligned\", \"pooling\": \"sequence\", \"tokenizer_convolutions\": 2,\n"
     " " PAPER_COMBA "}";
 
 static const char cifar10[] =
