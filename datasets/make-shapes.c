@@ -198,10 +198,10 @@ static void draw_stroke(canvas *c, const stroke *s, double pen, const colour *in
     }
 }
 
-/* A ground that runs from one colour to a similar one in a random direction. */
+/* A ground that runs from one colour to another in a random direction. */
 static void draw_ground(canvas *c, source *s, const colour *ground) {
   const double angle = uniform(s, 0, 2 * pi), dx = cos(angle) / c->size, dy = sin(angle) / c->size;
-  const colour slope = {{uniform(s, -75, 75), uniform(s, -75, 75), uniform(s, -75, 75)}};
+  const colour slope = {{uniform(s, -130, 130), uniform(s, -130, 130), uniform(s, -130, 130)}};
   for (int y = 0; y < c->size; y++)
     for (int x = 0; x < c->size; x++)
       for (int channel = 0; channel < 3; channel++)
@@ -211,7 +211,7 @@ static void draw_ground(canvas *c, source *s, const colour *ground) {
 
 /* Short thin strokes and dots of any colour. */
 static void draw_clutter(canvas *c, source *s, double unit) {
-  for (int i = whole(s, 3, 7); i > 0; i--) {
+  for (int i = whole(s, 3, 6); i > 0; i--) {
     stroke mark = {.count = 2};
     const double angle = uniform(s, 0, 2 * pi), length = uniform(s, 0, 9) * unit;
     const point at = {uniform(s, 0, c->size), uniform(s, 0, c->size)};
@@ -224,7 +224,7 @@ static void draw_clutter(canvas *c, source *s, double unit) {
 
 /* Turns, stretches, scales and moves a shape into the picture. */
 static void place_shape(shape *form, source *s, int size, double unit) {
-  const double turn = uniform(s, -0.7, 0.7), scale = uniform(s, 7, 11) * unit, stretch = uniform(s, 0.85, 1.18);
+  const double turn = uniform(s, -0.5, 0.5), scale = uniform(s, 6.5, 10.5) * unit, stretch = uniform(s, 0.85, 1.18);
   const double mirror = uniform(s, 0, 1) < 0.5 ? -1 : 1;
   const double room = fmax(0, size / 2.0 - scale * 0.98 - unit);
   const double left = size / 2.0 + uniform(s, -1, 1) * room, top = size / 2.0 + uniform(s, -1, 1) * room;
@@ -239,15 +239,15 @@ static void place_shape(shape *form, source *s, int size, double unit) {
 
 static void draw_picture(comba_image *image, canvas *c, source *s, int label) {
   const double unit = c->size / 32.0; /* lengths are in pixels of a picture of 32 */
-  const colour ground = random_colour(s), ink = contrasting_colour(s, &ground, 90);
+  const colour ground = random_colour(s), ink = contrasting_colour(s, &ground, 100);
   shape form = {0};
   draw_ground(c, s, &ground);
   draw_clutter(c, s, unit);
   classes[label].draw(&form);
   place_shape(&form, s, c->size, unit);
-  const double pen = uniform(s, 0.9, 1.5) * unit;
+  const double pen = uniform(s, 1.0, 1.5) * unit;
   for (int i = 0; i < form.count; i++) draw_stroke(c, &form.strokes[i], pen, &ink);
-  const double noise = uniform(s, 4, 18);
+  const double noise = uniform(s, 4, 14);
   for (int i = 0; i < c->size * c->size * 3; i++) {
     const double value = c->values[i] + noise * comba_random_normal(s->seed, s->stream + 1, (uint64_t)i);
     image->pixels[i] = (uint8_t)fmin(255, fmax(0, round(value)));
