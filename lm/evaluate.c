@@ -20,9 +20,15 @@ comba_status lm_evaluate(comba_model *model, const comba_tokens *tokens, int64_t
   if (!input || !target) COMBA_TRY(COMBA_ERROR_MEMORY);
   comba_progress_start(&progress, "evaluate", "window", 0, windows, quiet);
   for (int64_t window = 0; window < windows; window += batch) {
-    for (int64_t row = 0; row < batch; row++) /* past the end of the stream a window is masked */
-      COMBA_TRY(
-          comba_tokens_window(tokens, (window + row) * length, length, input + row * length, target + row * length));
+    for (int64_t row = 0; row < batch; row++) {
+      int32_t *in = input + row * length, *out = target + row * length;
+      if (window + row < windows) {
+        COMBA_TRY(comba_tokens_window(tokens, (window + row) * length, length, in, out));
+      } else { /* the last batch is filled up with rows that count for nothing */
+        memset(in, 0, (size_t)length * sizeof *in);
+        for (int64_t i = 0; i < length; i++) out[i] = -100;
+      }
+    }
     const comba_batch rows = {.batch = batch, .length = length, .input_ids = input, .targets = target};
     COMBA_TRY(comba_model_forward(model, &rows, COMBA_PASS_EVALUATE, NULL));
     const float *losses = comba_model_row_losses(model);

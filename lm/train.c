@@ -111,6 +111,7 @@ static comba_status run(options *o) {
   char *text = NULL;
   comba_status status = COMBA_OK;
   COMBA_TRY(comba_preset_config(lm_presets, o->preset, o->config, &text));
+  COMBA_TRY(comba_run_folder_check(o->training.output, o->training.resume));
   COMBA_TRY(complete(o, o->preset ? comba_preset_find(lm_presets, o->preset) : NULL));
   COMBA_TRY(comba_config_warn(text, o->config ? o->config : o->preset));
   COMBA_TRY(comba_model_create(&s.model, text, &library));

@@ -17,7 +17,10 @@ suites = \
 	tests/test_training \
 	tests/test_vision_model
 
-shell_tests =
+shell_tests = tests/cli.sh
+check_PROGRAMS += tests/json-has
+tests_json_has_SOURCES = tests/json_has.c
+tests_json_has_LDADD = $(JANSSON_LIBS)
 
 # Suites of whole models.
 model_case = tests/model_case.c tests/model_case.h

@@ -100,7 +100,8 @@ static void print_answers(const options *o, const comba_model *model, const char
   }
 }
 
-static comba_status run(const options *o) {
+/* `code` becomes the exit code of the first picture that could not be read; the others are still answered. */
+static comba_status run(const options *o, const char *command, int *code) {
   const comba_options library = comba_common_apply(&o->common);
   comba_model *model = NULL;
   comba_preprocess preprocess;
@@ -109,7 +110,7 @@ static comba_status run(const options *o) {
   float *pixels = NULL;
   answer *answers = NULL;
   json_t *list = o->common.json ? json_array() : NULL;
-  comba_status status = COMBA_OK, first_failure = COMBA_OK;
+  comba_status status = COMBA_OK;
   COMBA_TRY(vision_load(&model, o->model, &library));
   comba_model_describe(model, &info);
   COMBA_TRY(comba_path_join(&path, o->model, "preprocessor_config.json"));
@@ -129,10 +130,10 @@ static comba_status run(const options *o) {
     putchar('\n');
   }
   for (int i = 0; i < o->count; i++) {
-    status = comba_preprocess_picture(&preprocess, o->images[i], pixels);
-    if (status != COMBA_OK) { /* the others are still answered */
-      fprintf(stderr, "predict: %s\n", comba_last_error());
-      first_failure = first_failure == COMBA_OK ? status : first_failure;
+    const comba_status readable = comba_preprocess_picture(&preprocess, o->images[i], pixels);
+    if (readable != COMBA_OK) {
+      const int failure = comba_report_failure(command, readable);
+      if (!*code) *code = failure;
       continue;
     }
     const comba_batch batch = {.batch = 1, .pixel_values = pixels};
@@ -149,9 +150,6 @@ static comba_status run(const options *o) {
     json_dumpf(list, stdout, JSON_COMPACT | JSON_REAL_PRECISION(7));
     putchar('\n');
   }
-  status = first_failure == COMBA_OK
-               ? COMBA_OK
-               : comba_fail(first_failure, "some pictures could not be read; they are named above");
 cleanup:
   json_decref(list);
   free(answers);
@@ -171,6 +169,7 @@ int vision_predict(int argc, char **argv) {
       list, parse, "IMAGE...", "The five most probable classes of each picture (PNG or JPEG).", children, 0, 0};
   options o = {.common = comba_common_defaults()};
   comba_options_parse(&argp, argc, argv, &o);
-  const comba_status status = run(&o);
-  return status == COMBA_OK ? 0 : comba_report_failure(argv[0], status);
+  int code = 0;
+  const comba_status status = run(&o, argv[0], &code);
+  return status == COMBA_OK ? code : comba_report_failure(argv[0], status);
 }

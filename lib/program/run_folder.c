@@ -62,8 +62,8 @@ static comba_status compare_settings(const comba_run_folder *folder, const json_
     for (int i = 0; may_differ[i]; i++) free_to_differ |= !strcmp(key, may_differ[i]);
     json_t *old = json_object_get(before, key);
     if (free_to_differ || (old && json_equal(old, value))) continue;
-    char *was = old ? json_dumps(old, JSON_ENCODE_ANY | JSON_COMPACT) : NULL;
-    char *is = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT);
+    char *was = old ? json_dumps(old, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(15)) : NULL;
+    char *is = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(15));
     status = comba_fail(
         COMBA_ERROR_ARGUMENT,
         "--resume: %s was %.300s when %s was begun and is %.300s now; give the old value, or another --output", key,
@@ -169,15 +169,35 @@ static comba_status write_settings(const comba_run_folder *folder, const json_t 
   return status;
 }
 
+/* A folder without run.json is one of a run only if nothing but hidden files was written before the run was stopped. */
+static comba_status refuse_foreign(const char *path) {
+  comba_status status = COMBA_OK;
+  DIR *directory = opendir(path);
+  if (!directory) return comba_fail(COMBA_ERROR_IO, "%s: %s", path, strerror(errno));
+  for (struct dirent *entry; status == COMBA_OK && (entry = readdir(directory));)
+    if (entry->d_name[0] != '.')
+      status =
+          comba_fail(COMBA_ERROR_ARGUMENT, "%s: holds '%s' but no run.json of a run to resume; choose another --output",
+                     path, entry->d_name);
+  closedir(directory);
+  return status;
+}
+
+comba_status comba_run_folder_check(const char *path, bool resume) {
+  bool empty = true;
+  const comba_status status = comba_folder_is_empty(path, &empty);
+  if (status != COMBA_OK || empty || resume) return status;
+  return comba_fail(COMBA_ERROR_ARGUMENT,
+                    "%s: the folder is not empty; go on with --resume, or choose another --output", path);
+}
+
 comba_status comba_run_folder_open(comba_run_folder *folder, const char *path, bool resume, const json_t *settings,
                                    const char *const *may_differ) {
   comba_status status = COMBA_OK;
   bool empty = true;
   *folder = (comba_run_folder){.lock = -1};
+  COMBA_TRY(comba_run_folder_check(path, resume));
   COMBA_TRY(comba_folder_is_empty(path, &empty));
-  if (!empty && !resume)
-    COMBA_TRY(comba_fail(COMBA_ERROR_ARGUMENT,
-                         "%s: the folder is not empty; go on with --resume, or choose another --output", path));
   COMBA_TRY(comba_folder_make(path));
   folder->path = strdup(path);
   if (!folder->path) COMBA_TRY(comba_fail_memory(strlen(path), "a path"));
@@ -187,10 +207,8 @@ comba_status comba_run_folder_open(comba_run_folder *folder, const char *path, b
     char *run = comba_run_folder_path(folder, "run.json");
     const bool begun = run && comba_path_exists(run);
     free(run);
-    if (begun) COMBA_TRY(compare_settings(folder, settings, may_differ));
+    COMBA_TRY(begun ? compare_settings(folder, settings, may_differ) : refuse_foreign(path));
     COMBA_TRY(find_checkpoint(folder));
-    if (folder->resume_folder && !begun)
-      COMBA_TRY(comba_fail(COMBA_ERROR_FORMAT, "%s: has checkpoints but no run.json; choose another --output", path));
   }
   COMBA_TRY(write_settings(folder, settings));
   COMBA_TRY(open_log(folder));
