@@ -8,6 +8,7 @@ suites = \
 	tests/test_decoder \
 	tests/test_delta_rule \
 	tests/test_file \
+	tests/test_gemm \
 	tests/test_graph \
 	tests/test_images \
 	tests/test_model \
