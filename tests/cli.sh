@@ -83,7 +83,7 @@ tensors() {
 
 awk 'BEGIN { for (i = 0; i < 300; i++) printf "%d bottles of ink, %d sheets; ", i * 7 % 31, i * i % 97 }' >text.txt
 head -c 1500 text.txt >short.txt
-tr a-z b-za <text.txt >other.txt
+tr "0-9" "1-90" <text.txt >other.txt
 cat >lm.json <<END
 {"model_type": "comba", "vocab_size": 256, "hidden_size": 16, "num_hidden_layers": 2, "num_heads": 2, "head_dim": 8,
  "expand_v": 1, "intermediate_size": 32, "attn": {"layers": [1], "num_heads": 2, "window_size": 16}}
