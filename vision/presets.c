@@ -49,7 +49,7 @@ const comba_preset vision_presets[] = {
      .help = "the demo's drawn shapes, 32 px: minutes on two CPU cores",
      .config = demo,
      .training = {.batch_size = 64, .learning_rate = 3e-3, .weight_decay = 0.05, .max_minutes = 4},
-     .epochs = 10,
+     .epochs = 6,
      .label_smoothing = 0.1,
      .crop_padding = 2},
     {.name = "fashion-mnist",
