@@ -51,7 +51,7 @@ COMBA_API const char *comba_version(void);
 COMBA_API const char *comba_last_error(void);
 /* A few words for a code ("bad format"); static. */
 COMBA_API const char *comba_status_name(comba_status status);
-/* Number of CPU threads for all later work of the process; 0 takes all cores. Results do not depend on it. */
+/* Number of CPU threads for later work that the calling thread starts; 0 takes all cores. Results do not depend on it. */
 COMBA_API comba_status comba_set_threads(int threads);
 
 /* ---- Options ------------------------------------------------------------------------------------------------------ */

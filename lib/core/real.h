@@ -25,13 +25,14 @@ typedef float real;
 #endif
 
 /* e^x. float: 2^n times a degree-6 polynomial on [-ln2/2, ln2/2], without a branch so that loops vectorise; under 2 units in the
- * last place for x in [-87, 88]; 0 below -87.33 and infinity above 88.72. double: the C library's. */
+ * last place for x in [-87, 88]; a denormal number, then 0 below -87.33 and infinity above 88.72. double: the C library's. */
 static inline real comba_exp(real x) {
 #ifdef COMBA_REAL_DOUBLE
   return exp(x);
 #else
   const float clamped = x < -104.0f ? -104.0f : (x > 89.0f ? 89.0f : x);
-  const float n = (clamped * 1.44269504088896341f + 12582912.0f) - 12582912.0f; /* 1.5 * 2^23 rounds to nearest in SSE2 too */
+  const float n =
+      (clamped * 1.44269504088896341f + 12582912.0f) - 12582912.0f; /* 1.5 * 2^23 rounds to nearest in SSE2 too */
   float r = clamped - n * 0.693359375f; /* ln 2 in two parts, so that r keeps all its bits */
   r = r + n * 2.12194440e-4f;
   float p = 1.9875691500e-4f; /* minimax coefficients, Cephes expf */

@@ -55,11 +55,12 @@ static comba_status compare_settings(const comba_run_folder *folder, const json_
   json_t *before = NULL;
   comba_status status = read_object(folder->path, "run.json", &before);
   if (status != COMBA_OK) return comba_fail_in(status, "--resume");
+  const bool longer = !json_equal(json_object_get(before, may_differ[0]), json_object_get(settings, may_differ[0]));
   const char *key;
   json_t *value;
   json_object_foreach((json_t *)settings, key, value) {
     bool free_to_differ = false;
-    for (int i = 0; may_differ[i]; i++) free_to_differ |= !strcmp(key, may_differ[i]);
+    for (int i = 0; longer && may_differ[i]; i++) free_to_differ |= !strcmp(key, may_differ[i]);
     json_t *old = json_object_get(before, key);
     if (free_to_differ || (old && json_equal(old, value))) continue;
     char *was = old ? json_dumps(old, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(15)) : NULL;

@@ -29,7 +29,8 @@ typedef struct comba_run_folder {
 /* Whether DIR may be opened so, before long work on the data: a non-empty one is refused without `resume`. */
 comba_status comba_run_folder_check(const char *path, bool resume);
 /* Creates or reopens DIR. A non-empty one is refused without `resume`; with it, `settings` must equal those in run.json,
- * except for the keys in `may_differ` (NULL at the end); the newest checkpoint is found and the log cut back to it. */
+ * except that the first key of `may_differ` (NULL at the end) may have another value, and then the others too; the newest
+ * checkpoint is found and the log cut back to it. */
 comba_status comba_run_folder_open(comba_run_folder *folder, const char *path, bool resume, const json_t *settings,
                                    const char *const *may_differ);
 void comba_run_folder_close(comba_run_folder *folder);
