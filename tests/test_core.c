@@ -198,7 +198,7 @@ typedef struct size {
   int64_t m, n, k;
 } size;
 /* single numbers, vectors, odd sizes, several tiles in each direction, a long sum */
-static const size sizes[] = {{1, 1, 1},     {1, 40, 7},     {33, 1, 65},   {17, 31, 5},  {64, 64, 64},   {65, 130, 70},
+static const size sizes[] = {{1, 1, 1},     {1, 40, 7},     {33, 1, 65},   {17, 31, 5},  {64, 64, 64},    {65, 130, 70},
                              {300, 70, 41}, {70, 515, 129}, {257, 258, 3}, {3, 5, 3000}, {128, 64, 1100}, {20, 30, 0}};
 enum { SIZES = sizeof sizes / sizeof *sizes, PAD = 3 };
 
