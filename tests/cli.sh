@@ -269,6 +269,8 @@ fails 2 "text.txt: a plain file has ids up to 255" "$lm" train --config small.js
 fails 2 "num_classes is 7" "$vision" train --config /dev/stdin --data pictures --output new <<END
 $(sed 's/"image_size"/"num_classes": 7, "image_size"/' vision.json)
 END
+fails 2 "--data has 1500 tokens" "$lm" train --config lm.json --data short.txt --sequence-length 1500 --steps 1 \
+  --output new --quiet
 absent new
 
 # ---- The output folder ----
@@ -299,6 +301,7 @@ complains 'resuming from fresh/checkpoint-24'
 works $train_lm --output other --init-from lm --steps 1 --learning-rate 0
 same lm/model.safetensors other/model.safetensors
 fails 1 "model.safetensors" "$lm" train --preset comba-tiny --data text.txt --steps 1 --output unfit --init-from lm --quiet
+absent unfit
 
 # ---- Threads, signals ----
 
@@ -313,6 +316,11 @@ long_lm="$train_lm --steps 80 --checkpoint-every 4 --keep-checkpoints 99"
 long_vision="$train_vision --steps 60 --checkpoint-every 4 --keep-checkpoints 99"
 works $long_lm --output long-lm
 works $long_vision --output long-vision
+
+works $long_lm --output minutes --max-minutes 0.0005
+complains 'with --resume goes on from'
+works $long_lm --output minutes --resume
+same long-lm/model.safetensors minutes/model.safetensors
 
 # SIGINT ends in order; meanwhile the folder is locked.
 interrupt() { # NAME COMMAND...

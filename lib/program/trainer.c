@@ -217,6 +217,8 @@ static comba_status begin(loop *l) {
   comba_training *training = l->training;
   const comba_training_options *o = &training->options;
   comba_status status = COMBA_OK;
+  /* a new run reads these weights before the folder is touched; a resumed one only if it finds no checkpoint */
+  if (o->init_from && !o->resume) COMBA_TRY(comba_model_load_weights(training->model, o->init_from));
   json_t *wanted = settings(training);
   if (!wanted) return comba_fail_memory(0, "the settings of a run");
   status = comba_run_folder_open(&l->folder, o->output, o->resume, wanted, may_differ);
@@ -226,7 +228,7 @@ static comba_status begin(loop *l) {
   if (l->folder.resume_folder) {
     COMBA_TRY(restore(l));
     if (!training->common->quiet) fprintf(stderr, "resuming from %s\n", l->folder.resume_folder);
-  } else if (o->init_from) {
+  } else if (o->init_from && o->resume) {
     COMBA_TRY(comba_model_load_weights(training->model, o->init_from));
   }
 cleanup:
