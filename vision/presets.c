@@ -56,7 +56,7 @@ const comba_preset vision_presets[] = {
      .help = "Fashion-MNIST, 28 px grey: 10 minutes on two CPU cores",
      .config = fashion_mnist,
      .training = {.batch_size = 64, .learning_rate = 3e-3, .weight_decay = 0.05},
-     .epochs = 5,
+     .epochs = 3,
      .label_smoothing = 0.1,
      .crop_padding = 2,
      .flip = 1},
