@@ -110,6 +110,12 @@ static int32_t sample(const options *o, const float *logits, int64_t vocabulary,
   return list[count - 1].token;
 }
 
+static bool are_finite(const float *values, int64_t count) {
+  for (int64_t i = 0; i < count; i++)
+    if (!isfinite(values[i])) return false;
+  return true;
+}
+
 typedef struct output {
   bool bytes, json;
   json_t *tokens;
@@ -184,6 +190,9 @@ static comba_status run(const options *o) {
   const double prefilled = comba_clock();
   if (!out.json && out.bytes && !o->common.quiet && o->prompt) fputs(o->prompt, stdout);
   for (int64_t i = 0; i < o->max_tokens; i++) {
+    if (!are_finite(logits, info.vocab_size))
+      COMBA_TRY(comba_fail(COMBA_ERROR_FORMAT, "%s: the model gives logits that are not finite; its training diverged",
+                           o->model));
     const int32_t token = sample(o, logits, info.vocab_size, list,
                                  comba_random_uniform(o->common.seed, comba_random_stream("generate"), (uint64_t)i));
     emit(&out, token, i == 0);

@@ -266,12 +266,31 @@ works "$lm" train --config typo.json --data text.txt --output typo --steps 1 --q
 complains 'typo.json.*expand_w'
 sed 's/"vocab_size": 256/"vocab_size": 100/' lm.json >small.json
 fails 2 "text.txt: a plain file has ids up to 255" "$lm" train --config small.json --data text.txt --output new --steps 1
+sed 's/"image_size"/"num_classes": "ten", "image_size"/' vision.json >word.json
+fails 2 'word.json: num_classes is "ten"' "$vision" train --config word.json --data pictures --output new
 fails 2 "num_classes is 7" "$vision" train --config /dev/stdin --data pictures --output new <<END
 $(sed 's/"image_size"/"num_classes": 7, "image_size"/' vision.json)
 END
 fails 2 "--data has 1500 tokens" "$lm" train --config lm.json --data short.txt --sequence-length 1500 --steps 1 \
   --output new --quiet
 absent new
+
+"$lm" eval --model lm --data text.txt >/dev/full 2>err && fail "eval succeeds though its output cannot be written"
+complains 'standard output cannot be written'
+
+damage lm # its last weight becomes a NaN
+{ head -c $(($(wc -c <lm/model.safetensors) - 4)) lm/model.safetensors && printf '\0\0\300\177'; } >damaged/model.safetensors
+fails 1 "damaged: the model gives logits that are not finite" "$lm" generate --model damaged --prompt a --max-tokens 3 --json
+works "$lm" eval --model damaged --data text.txt --json
+is_json loss
+
+# A run whose loss is not finite still ends in order, and its figures are JSON.
+works $train_lm --output diverged --learning-rate 1000 --gradient-clip 0 --json
+is_json finished=true evaluation
+tail -n 1 diverged/log.jsonl >out
+is_json step=24
+works $train_vision --output diverged-vision --learning-rate 1000 --gradient-clip 0 --json
+is_json finished=true evaluation
 
 # ---- The output folder ----
 

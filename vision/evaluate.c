@@ -47,10 +47,10 @@ comba_status vision_evaluation_json(const vision_evaluation *e, json_t *object) 
     if (precision > 0 && recall > 0) f1 += 2 * precision * recall / (precision + recall);
   }
   const double classes = present ? (double)present : 1, pictures = e->pictures ? (double)e->pictures : 1;
-  json_t *own =
-      json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:I}", "loss", e->loss, "accuracy", vision_accuracy(e), "top5",
-                (double)e->correct_top5 / pictures, "balanced_accuracy", recalls / classes, "macro_f1", f1 / classes,
-                "majority_rate", (double)largest / pictures, "pictures", (json_int_t)e->pictures);
+  json_t *own = json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:I}", "loss", isfinite(e->loss) ? e->loss : 1e30, "accuracy",
+                          vision_accuracy(e), "top5", (double)e->correct_top5 / pictures, "balanced_accuracy",
+                          recalls / classes, "macro_f1", f1 / classes, "majority_rate", (double)largest / pictures,
+                          "pictures", (json_int_t)e->pictures);
   const bool done = own && json_object_update(object, own) == 0;
   json_decref(own);
   return done ? COMBA_OK : comba_fail_memory(0, "the figures of an evaluation");

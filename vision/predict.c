@@ -142,6 +142,9 @@ static comba_status run(const options *o, const char *command, int *code) {
     double largest = logits[0], total = 0;
     for (int64_t c = 1; c < info.num_classes; c++) largest = fmax(largest, logits[c]);
     for (int64_t c = 0; c < info.num_classes; c++) total += exp(logits[c] - largest);
+    if (!isfinite(total))
+      COMBA_TRY(comba_fail(COMBA_ERROR_FORMAT, "%s: the model gives logits that are not finite; its training diverged",
+                           o->model));
     for (int64_t c = 0; c < info.num_classes; c++) answers[c] = (answer){c, exp(logits[c] - largest) / total};
     qsort(answers, (size_t)info.num_classes, sizeof *answers, by_probability);
     print_answers(o, model, o->images[i], answers, shown, list);

@@ -333,10 +333,10 @@ static comba_status run(options *o) {
   const char *source = o->config ? o->config : o->preset;
   comba_status status = COMBA_OK;
   COMBA_TRY(comba_preset_config(vision_presets, o->preset, o->config, &text));
+  COMBA_TRY(comba_config_warn(text, source));
   COMBA_TRY(comba_run_folder_check(o->training.output, o->training.resume));
   COMBA_TRY(comba_dataset_open(&s.dataset, o->data));
   COMBA_TRY(complete_config(&s, text, source, &config));
-  COMBA_TRY(comba_config_warn(config, source));
   COMBA_TRY(split_data(&s));
   take_preset(o, o->preset ? comba_preset_find(vision_presets, o->preset) : NULL);
   library.label_smoothing = (float)o->label_smoothing;

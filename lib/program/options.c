@@ -36,7 +36,10 @@ int comba_program_run(int argc, char **argv, const char *description, const comb
     argp_program_version = version;
     argp_err_exit_status = COMBA_EXIT_USAGE;
     argv[1] = name;
-    return command->run(argc - 1, argv + 1);
+    const int code = command->run(argc - 1, argv + 1);
+    if (fflush(stdout) == 0 && !ferror(stdout)) return code;
+    fprintf(stderr, "%s: standard output cannot be written\n", name);
+    return COMBA_EXIT_FAILURE;
   }
   fprintf(stderr, "%s: there is no command '%s'; '%s --help' lists them\n", program, argv[1], program);
   return COMBA_EXIT_USAGE;

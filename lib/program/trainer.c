@@ -51,9 +51,10 @@ static comba_status save_checkpoint(void *context, const char *path) {
   COMBA_TRY(comba_path_join(&state_path, path, "trainer_state.json"));
   COMBA_TRY(comba_model_save_optimizer(l->training->model, optimizer));
   /* the loader's position and every random draw follow from the step and the number of training passes */
-  state = json_pack("{s:I, s:I, s:f, s:I, s:i}", "step", (json_int_t)l->step, "training_passes",
-                    (json_int_t)comba_model_training_passes(l->training->model), "loss_sum", l->loss_sum, "loss_count",
-                    (json_int_t)l->loss_count, "skipped", (int)l->skipped);
+  state = json_pack("{s:I, s:I, s:o, s:I, s:I}", "step", (json_int_t)l->step, "training_passes",
+                    (json_int_t)comba_model_training_passes(l->training->model), "loss_sum",
+                    isfinite(l->loss_sum) ? json_real(l->loss_sum) : json_null(), "loss_count",
+                    (json_int_t)l->loss_count, "skipped", (json_int_t)l->skipped);
   if (state && l->has_best) json_object_set_new(state, "best", json_real(l->best));
   text = state ? json_dumps(state, JSON_INDENT(2) | JSON_REAL_PRECISION(17)) : NULL;
   if (!text) COMBA_TRY(comba_fail_memory(0, "a checkpoint's state"));
@@ -94,7 +95,8 @@ static comba_status restore(loop *l) {
                          l->folder.resume_folder));
   comba_model_set_training_passes(model, (uint64_t)json_integer_value(passes));
   l->step = l->folder.resume_step;
-  l->loss_sum = json_number_value(json_object_get(state, "loss_sum"));
+  const json_t *loss_sum = json_object_get(state, "loss_sum");
+  l->loss_sum = json_is_null(loss_sum) ? NAN : json_number_value(loss_sum);
   l->loss_count = json_integer_value(json_object_get(state, "loss_count"));
   l->skipped = json_integer_value(json_object_get(state, "skipped"));
   l->has_best = json_is_number(best);
