@@ -31,8 +31,12 @@ static inline real comba_exp(real x) {
   return exp(x);
 #else
   const float clamped = x < -104.0f ? -104.0f : (x > 89.0f ? 89.0f : x);
-  const float n =
-      (clamped * 1.44269504088896341f + 12582912.0f) - 12582912.0f; /* 1.5 * 2^23 rounds to nearest in SSE2 too */
+  /* 1.5 * 2^23 leaves the nearest whole number in the low bits of the sum; taken from there, a NaN is no trouble either */
+  const union {
+    float value;
+    uint32_t bits;
+  } rounded = {clamped * 1.44269504088896341f + 12582912.0f};
+  const float n = rounded.value - 12582912.0f;
   float r = clamped - n * 0.693359375f; /* ln 2 in two parts, so that r keeps all its bits */
   r = r + n * 2.12194440e-4f;
   float p = 1.9875691500e-4f; /* minimax coefficients, Cephes expf */
@@ -43,11 +47,11 @@ static inline real comba_exp(real x) {
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
   /* 2^n as a product of two powers, so that n from -150 to 128 stays representable */
-  const int32_t whole = (int32_t)n, half = whole >> 1;
+  const int32_t whole = (int32_t)(rounded.bits - 0x4B400000u), half = whole >> 1;
   union {
-    int32_t bits;
+    uint32_t bits;
     float value;
-  } low = {(half + 127) << 23}, high = {(whole - half + 127) << 23};
+  } low = {(uint32_t)(half + 127) << 23}, high = {(uint32_t)(whole - half + 127) << 23};
   return p * low.value * high.value;
 #endif
 }
