@@ -132,7 +132,13 @@ kernel_sources = \
 	lib/scan/delta_rule.c \
 	lib/scan/delta_rule.h \
 	lib/scan/delta_rule_chunk.c \
-	lib/scan/delta_rule_recurrent.c
+	lib/scan/delta_rule_recurrent.c \
+	lib/scan/diagonal_decay.c \
+	lib/scan/diagonal_decay.h \
+	lib/scan/diagonal_decay_chunk.c \
+	lib/scan/diagonal_decay_recurrent.c \
+	lib/scan/scan.h \
+	lib/scan/unit_lower.c
 
 KERNEL_CFLAGS = $(COMBA_OPTIMIZE_KERNELS) -fno-math-errno -fno-trapping-math -ffp-contract=fast $(COMMON_CFLAGS)
 

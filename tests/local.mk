@@ -7,6 +7,7 @@ suites = \
 	tests/test_data \
 	tests/test_decoder \
 	tests/test_delta_rule \
+	tests/test_diagonal_decay \
 	tests/test_file \
 	tests/test_gemm \
 	tests/test_graph \
@@ -54,6 +55,8 @@ tests_libtesting_la_SOURCES = \
 	tests/op_instance.h \
 	tests/oracle/comba_model.c \
 	tests/oracle/comba_model.h \
+	tests/oracle/diagonal_recurrence.c \
+	tests/oracle/diagonal_recurrence.h \
 	tests/oracle/recurrence.c \
 	tests/oracle/recurrence.h \
 	tests/oracle/softmax_attention.c \

@@ -321,6 +321,26 @@ static inline comba_tensor *comba_delta_rule(comba_graph *graph, comba_tensor *q
   return COMBA_APPEND(graph, delta_rule, &attributes, final_state, q, k, p, v, beta, g, initial_state, cu_seqlens);
 }
 
+/* The recurrence with diagonal decay and an optional low-rank term (mixers.md 5.4; GLA, HGRN2, RWKV-7, KDA), for each head:
+ *   S_t = diag(e^{g_t}) S_{t-1} + b_t r_t^T + k_t v_t^T,  o_t = scale S_t^T q_t,  S (K,V)
+ *   r_t = S_{t-1}^T a_t, or S_{t-1}^T diag(e^{g_t}) a_t with read_after_decay
+ * q, k, a, b (B,T,heads,K), a and b optional together (absent: no low-rank term); v (B,T,heads,V); g (B,T,heads,K) <= 0, each
+ * with its own number of heads: with H the largest, head h reads head h / (H / heads). initial_state (N,H,K,V) optional (zero
+ * if absent); cu_seqlens (N+1) optional. Output o (B,T,H,V); `final_state` (or NULL) receives (N,H,K,V), and may share memory
+ * with initial_state in a graph without backward. */
+typedef struct comba_diagonal_decay_attributes {
+  double scale; /* 0 means K^(-1/2) */
+  bool read_after_decay;
+  comba_mode mode; /* COMBA_MODE_AUTO: by the rule in scan/diagonal_decay.c */
+} comba_diagonal_decay_attributes;
+static inline comba_tensor *comba_diagonal_decay(comba_graph *graph, comba_tensor *q, comba_tensor *k, comba_tensor *v,
+                                                 comba_tensor *g, comba_tensor *a, comba_tensor *b,
+                                                 comba_tensor *initial_state, comba_tensor *cu_seqlens,
+                                                 comba_diagonal_decay_attributes attributes,
+                                                 comba_tensor **final_state) {
+  return COMBA_APPEND(graph, diagonal_decay, &attributes, final_state, q, k, v, g, a, b, initial_state, cu_seqlens);
+}
+
 /* Softmax attention: q (B,T,H,D), k, v (B,T,HKV,D), H a multiple of HKV (query head h reads head h / (H/HKV)) -> (B,T,H,D).
  * causal: token t sees j <= t; window w > 0 with causal: only t - w < j. Sequences of cu_seqlens do not see each other. */
 typedef struct comba_attention_attributes {

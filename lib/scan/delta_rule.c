@@ -17,8 +17,7 @@ delta_rule_size COMBA_VARIANT(comba_delta_rule_size)(const comba_shape *input) {
   s.value_heads = v->size[2], s.V = v->size[3], s.group = s.value_heads / s.heads;
   s.sequences = cu_seqlens->rank ? cu_seqlens->size[0] - 1 : q->size[0];
   s.length = q->size[1];
-  /* a sequence that starts at token s saves its states from slot s / CHUNK + its number: they cannot overlap */
-  s.states = cu_seqlens->rank ? s.tokens / CHUNK + s.sequences : s.sequences * ((s.length + CHUNK - 1) / CHUNK);
+  s.states = scan_states(cu_seqlens->rank, s.sequences, s.length);
   return s;
 }
 
@@ -27,7 +26,7 @@ delta_rule_head COMBA_VARIANT(comba_delta_rule_head)(const comba_call *call, con
   const comba_delta_rule_attributes *attributes = call->attributes;
   const int32_t *cu_seqlens = call->input[CU_SEQLENS].data;
   const int64_t first = cu_seqlens ? cu_seqlens[sequence] : sequence * size->length;
-  const int64_t slot = cu_seqlens ? first / CHUNK + sequence : sequence * ((size->length + CHUNK - 1) / CHUNK);
+  const int64_t slot = scan_state_slot(cu_seqlens, sequence, size->length, first);
   const int64_t key = (first * size->heads + head / size->group) * size->K;
   const int64_t value = (first * size->value_heads + head) * size->V, gate = first * size->value_heads + head;
   const int64_t state = (sequence * size->value_heads + head) * size->K * size->V;
@@ -83,8 +82,7 @@ static bool in_chunks(const comba_delta_rule_attributes *attributes, const delta
 
 /* Forward tasks: heads in chunks, and tiles of a head's columns token by token. */
 static int64_t forward_tiles(bool chunks, const delta_rule_size *size, int64_t *width) {
-  *width = chunks ? size->V
-                  : COMBA_VARIANT(comba_delta_rule_recurrent_width)(size->tokens / size->sequences, size->K, size->V);
+  *width = chunks ? size->V : scan_tile_width(size->tokens / size->sequences, size->K, size->V);
   return (size->V + *width - 1) / *width;
 }
 
@@ -122,8 +120,8 @@ static comba_status infer(comba_signature *s) {
   const bool chunks = in_chunks(s->attributes, &size);
   int64_t width;
   const int64_t tiles = forward_tiles(chunks, &size, &width);
-  const int64_t forward_slots = comba_blocks(size.sequences * size.value_heads * tiles, 1);
-  const int64_t backward_slots = comba_blocks(size.sequences * size.heads, 1);
+  const int64_t forward_slots = scan_slots(size.sequences * size.value_heads * tiles);
+  const int64_t backward_slots = scan_slots(size.sequences * size.heads);
   int64_t (*const scratch)(int64_t, int64_t, bool) =
       chunks ? COMBA_VARIANT(comba_delta_rule_chunk_scratch) : COMBA_VARIANT(comba_delta_rule_recurrent_scratch);
   s->forward_workspace = forward_slots * scratch(size.K, width, false);
@@ -137,55 +135,61 @@ static comba_status infer(comba_signature *s) {
 
 /* ---- Tasks -------------------------------------------------------------------------------------------------------- */
 
-static void forward(const comba_call *call) {
+typedef struct task_context {
+  const comba_call *call;
+  delta_rule_size size;
+  bool chunks;
+  int64_t width, tiles; /* forward */
+} task_context;
+
+static task_context context_of(const comba_call *call) {
   comba_shape shape[INPUTS];
   for (int i = 0; i < INPUTS; i++) shape[i] = call->input[i].shape;
-  const delta_rule_size size = COMBA_VARIANT(comba_delta_rule_size)(shape);
-  const bool chunks = in_chunks(call->attributes, &size);
-  int64_t width;
-  const int64_t tiles = forward_tiles(chunks, &size, &width);
-  const int64_t tasks = size.sequences * size.value_heads * tiles, slots = comba_blocks(tasks, 1);
-  const int64_t scratch_size = chunks ? COMBA_VARIANT(comba_delta_rule_chunk_scratch)(size.K, size.V, false)
-                                      : COMBA_VARIANT(comba_delta_rule_recurrent_scratch)(size.K, width, false);
-#pragma omp parallel for schedule(dynamic)
-  for (int64_t slot = 0; slot < slots; slot++) {
-    real *scratch = (real *)call->workspace + slot * scratch_size;
-    const int64_t end = comba_block_start(tasks, slots, slot + 1);
-    for (int64_t task = comba_block_start(tasks, slots, slot); task < end; task++) {
-      const int64_t first = task % tiles * width, index = task / tiles;
-      const delta_rule_head head =
-          COMBA_VARIANT(comba_delta_rule_head)(call, &size, index / size.value_heads, index % size.value_heads);
-      if (chunks)
-        COMBA_VARIANT(comba_delta_rule_chunk_forward)(&head, scratch);
-      else
-        COMBA_VARIANT(comba_delta_rule_recurrent_forward)
-      (&head, first, size.V - first < width ? size.V - first : width, scratch);
-    }
+  task_context x = {.call = call, .size = COMBA_VARIANT(comba_delta_rule_size)(shape)};
+  x.chunks = in_chunks(call->attributes, &x.size);
+  x.tiles = forward_tiles(x.chunks, &x.size, &x.width);
+  return x;
+}
+
+static int64_t scratch_size(const task_context *x, int64_t width, bool backward) {
+  return x->chunks ? COMBA_VARIANT(comba_delta_rule_chunk_scratch)(x->size.K, width, backward)
+                   : COMBA_VARIANT(comba_delta_rule_recurrent_scratch)(x->size.K, width, backward);
+}
+
+static void forward_task(const void *context, int64_t task, real *scratch) {
+  const task_context *x = context;
+  const delta_rule_size *size = &x->size;
+  const int64_t first = task % x->tiles * x->width, index = task / x->tiles, left = size->V - first;
+  const delta_rule_head head =
+      COMBA_VARIANT(comba_delta_rule_head)(x->call, size, index / size->value_heads, index % size->value_heads);
+  if (x->chunks)
+    COMBA_VARIANT(comba_delta_rule_chunk_forward)(&head, scratch);
+  else
+    COMBA_VARIANT(comba_delta_rule_recurrent_forward)(&head, first, left < x->width ? left : x->width, scratch);
+}
+
+static void forward(const comba_call *call) {
+  const task_context x = context_of(call);
+  scan_deal(x.size.sequences * x.size.value_heads * x.tiles, call->workspace, scratch_size(&x, x.width, false),
+            forward_task, &x);
+}
+
+static void backward_task(const void *context, int64_t task, real *scratch) {
+  const task_context *x = context;
+  const delta_rule_size *size = &x->size;
+  for (int64_t member = 0; member < size->group; member++) {
+    const delta_rule_head head = COMBA_VARIANT(comba_delta_rule_head)(x->call, size, task / size->heads,
+                                                                      task % size->heads * size->group + member);
+    if (x->chunks)
+      COMBA_VARIANT(comba_delta_rule_chunk_backward)(&head, scratch);
+    else
+      COMBA_VARIANT(comba_delta_rule_recurrent_backward)(&head, scratch);
   }
 }
 
 static void backward(const comba_call *call) {
-  comba_shape shape[INPUTS];
-  for (int i = 0; i < INPUTS; i++) shape[i] = call->input[i].shape;
-  const delta_rule_size size = COMBA_VARIANT(comba_delta_rule_size)(shape);
-  const bool chunks = in_chunks(call->attributes, &size);
-  const int64_t tasks = size.sequences * size.heads, slots = comba_blocks(tasks, 1);
-  const int64_t scratch_size = chunks ? COMBA_VARIANT(comba_delta_rule_chunk_scratch)(size.K, size.V, true)
-                                      : COMBA_VARIANT(comba_delta_rule_recurrent_scratch)(size.K, size.V, true);
-#pragma omp parallel for schedule(dynamic)
-  for (int64_t slot = 0; slot < slots; slot++) {
-    real *scratch = (real *)call->workspace + slot * scratch_size;
-    const int64_t end = comba_block_start(tasks, slots, slot + 1);
-    for (int64_t task = comba_block_start(tasks, slots, slot); task < end; task++)
-      for (int64_t member = 0; member < size.group; member++) {
-        const delta_rule_head head = COMBA_VARIANT(comba_delta_rule_head)(call, &size, task / size.heads,
-                                                                          task % size.heads * size.group + member);
-        if (chunks)
-          COMBA_VARIANT(comba_delta_rule_chunk_backward)(&head, scratch);
-        else
-          COMBA_VARIANT(comba_delta_rule_recurrent_backward)(&head, scratch);
-      }
-  }
+  const task_context x = context_of(call);
+  scan_deal(x.size.sequences * x.size.heads, call->workspace, scratch_size(&x, x.size.V, true), backward_task, &x);
 }
 
 /* ---- Cases -------------------------------------------------------------------------------------------------------- */

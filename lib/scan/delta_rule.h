@@ -3,10 +3,6 @@
  * Sequences and value heads are independent, so a task is one (sequence, value head) in forward, and one (sequence, key
  * head) in backward, where it walks the value heads that read this key head in order: dq, dk and dp are their sum.
  *
- * Scratch: the tasks are dealt to at most COMBA_BLOCKS slots, each with scratch of its own in call->workspace, and a slot
- * runs its tasks one after the other. So the size is known to `infer`, does not grow with the batch beyond COMBA_BLOCKS
- * tasks, and neither it nor the result depends on the number of threads.
- *
  * Saved for backward, by both forms alike, so that either backward can follow either forward:
  *   states (slots, HV, K, V)  the state before tokens 0, 64, 128, ... of each sequence: 1/64 of K V values a token;
  *   errors (B,T,HV,V)         e_t = v_t - x_t: with them a state follows from the one before without reading it twice,
@@ -15,14 +11,11 @@
 #ifndef COMBA_SCAN_DELTA_RULE_H
 #define COMBA_SCAN_DELTA_RULE_H
 
-#include "core/op.h"
-#include "core/parallel.h"
+#include "scan/scan.h"
 
 enum { Q, KEY, P, VALUE, BETA, GATE, INITIAL_STATE, CU_SEQLENS, INPUTS };
 enum { OUTPUT, FINAL_STATE };
 enum { STATES, ERRORS };
-
-enum { CHUNK = 64 }; /* tokens between saved states, in both forms */
 
 /* The shape of the problem. */
 typedef struct delta_rule_size {
@@ -46,19 +39,6 @@ typedef struct delta_rule_head {
   bool accumulate[INPUTS];
 } delta_rule_head;
 
-static inline real delta_rule_dot(const real *a, const real *b, int64_t n) {
-  real sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; i++) sum += a[i] * b[i];
-  return sum;
-}
-
-/* e^x for x <= 0; what is too small for a normal float is 0: denormal numbers would only slow the products down. */
-static inline real delta_rule_decay(real x) {
-  const real power = comba_exp(x);
-  return x < -87 ? 0 : power;
-}
-
 delta_rule_size COMBA_VARIANT(comba_delta_rule_size)(const comba_shape *input);
 delta_rule_head COMBA_VARIANT(comba_delta_rule_head)(const comba_call *call, const delta_rule_size *size,
                                                      int64_t sequence, int64_t head);
@@ -72,7 +52,6 @@ int64_t COMBA_VARIANT(comba_delta_rule_recurrent_scratch)(int64_t K, int64_t V, 
 void COMBA_VARIANT(comba_delta_rule_chunk_forward)(const delta_rule_head *head, real *scratch);
 void COMBA_VARIANT(comba_delta_rule_chunk_backward)(const delta_rule_head *head, real *scratch);
 /* The recurrence has no product across value channels: forward computes columns [first, first + width) alone. */
-int64_t COMBA_VARIANT(comba_delta_rule_recurrent_width)(int64_t length, int64_t K, int64_t V);
 void COMBA_VARIANT(comba_delta_rule_recurrent_forward)(const delta_rule_head *head, int64_t first, int64_t width,
                                                        real *scratch);
 void COMBA_VARIANT(comba_delta_rule_recurrent_backward)(const delta_rule_head *head, real *scratch);

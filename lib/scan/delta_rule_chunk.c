@@ -7,7 +7,7 @@
 #include "core/gemm.h"
 #include "scan/delta_rule.h"
 
-enum { BLOCK = 16, MATRIX = CHUNK * CHUNK };
+enum { MATRIX = CHUNK * CHUNK };
 
 /* Powers of e that the chunk needs. */
 typedef struct chunk_decay {
@@ -66,8 +66,8 @@ int64_t COMBA_VARIANT(comba_delta_rule_chunk_scratch)(int64_t K, int64_t V, bool
 /* ---- What forward and backward need of a chunk -------------------------------------------------------------------- */
 
 /* The powers of e of n tokens, gates `stride` apart. Sums of gates run in double: a float sum forgets a weak gate next to a
- * saturated one. Above the
- * diagonal the matrix holds 1 or 0, which its readers mask: not what the scratch held, as denormal numbers are slow. */
+ * saturated one. Above the diagonal the matrix holds 1 or 0, which its readers mask: not what the scratch held, as denormal
+ * numbers are slow. */
 static void find_decay(int64_t n, const real *g, int64_t stride, bool after_decay, chunk_decay *d, real *matrix) {
   double sum = 0, sums[CHUNK], feedback[CHUNK];
   for (int64_t i = 0; i < CHUNK; i++) {
@@ -77,9 +77,9 @@ static void find_decay(int64_t n, const real *g, int64_t stride, bool after_deca
   }
   if (after_decay) memcpy(feedback, sums, sizeof sums);
   for (int64_t i = 0; i < CHUNK; i++) {
-    d->in[i] = delta_rule_decay((real)sums[i]);
-    d->feedback[i] = delta_rule_decay((real)feedback[i]);
-    d->out[i] = delta_rule_decay((real)(sum - sums[i]));
+    d->in[i] = scan_decay((real)sums[i]);
+    d->feedback[i] = scan_decay((real)feedback[i]);
+    d->out[i] = scan_decay((real)(sum - sums[i]));
   }
   d->total = d->in[CHUNK - 1];
   for (int64_t i = 0; i < n; i++) {
@@ -88,7 +88,7 @@ static void find_decay(int64_t n, const real *g, int64_t stride, bool after_deca
 #pragma omp simd
       for (int64_t j = block; j < block + BLOCK; j++) {
         const real x = (real)(sums[i] - sums[j]);
-        matrix[i * CHUNK + j] = delta_rule_decay(x < 0 ? x : 0);
+        matrix[i * CHUNK + j] = scan_decay(x < 0 ? x : 0);
       }
     memset(matrix + i * CHUNK + block, 0, (size_t)(CHUNK - block) * sizeof(real));
   }
@@ -116,35 +116,6 @@ static void find_scores(const delta_rule_head *h, int64_t n, const real *q, cons
   memset(s->feedback + n * CHUNK, 0, (size_t)((CHUNK - n) * CHUNK) * sizeof(real));
 }
 
-/* One block on the diagonal. Row j, once final, is taken from all rows below it: the block stays in vector registers. */
-static void invert_block(const real *L, real *inverse) {
-  real rows[BLOCK][BLOCK] = {{0}};
-  for (int i = 0; i < BLOCK; i++) rows[i][i] = 1;
-#pragma GCC unroll 16
-  for (int j = 0; j < BLOCK; j++)
-#pragma GCC unroll 16
-    for (int i = j + 1; i < BLOCK; i++)
-      for (int c = 0; c < BLOCK; c++) rows[i][c] -= L[i * CHUNK + j] * rows[j][c];
-  for (int i = 0; i < BLOCK; i++) memcpy(inverse + i * CHUNK, rows[i], sizeof rows[i]);
-}
-
-/* inverse = (I + L)^{-1} of the first n rows, L strictly lower. Blocks of 16 on the diagonal by substitution, then pairs of
- * inverted blocks become one of twice the size: [[A,0],[M,D]]^{-1} = [[A^{-1},0],[-D^{-1} M A^{-1}, D^{-1}]]. Squaring powers
- * of L would be shorter, and loses all digits where keys repeat. */
-static void invert(int64_t n, const real *L, real *inverse, real *product) {
-  memset(inverse, 0, MATRIX * sizeof(real));
-  for (int64_t block = 0; block < n; block += BLOCK)
-    invert_block(L + block * CHUNK + block, inverse + block * CHUNK + block);
-  for (int64_t side = BLOCK; side < n; side *= 2)
-    for (int64_t block = 0; block + side < n; block += 2 * side) {
-      const int64_t corner = (block + side) * CHUNK + block;
-      comba_gemm_serial('N', 'N', side, side, side, 1, L + corner, CHUNK, inverse + block * CHUNK + block, CHUNK, 0,
-                        product, CHUNK);
-      comba_gemm_serial('N', 'N', side, side, side, -1, inverse + corner + side, CHUNK, product, CHUNK, 0,
-                        inverse + corner, CHUNK);
-    }
-}
-
 /* ---- Forward ------------------------------------------------------------------------------------------------------ */
 
 static void forward_chunk(const delta_rule_head *h, int64_t start, int64_t n, chunk_scratch *s) {
@@ -160,7 +131,7 @@ static void forward_chunk(const delta_rule_head *h, int64_t start, int64_t n, ch
   for (int64_t j = 0; j < CHUNK; j++) ones[j] = 1;
   for (int64_t j = 0; j < n; j++) betas[j] = beta[j * h->value_heads];
   find_scores(h, n, q, k, p, ones, betas, s);
-  invert(n, s->feedback, s->inverse, s->merge);
+  COMBA_VARIANT(comba_unit_lower_inverse)(n, s->feedback, s->inverse, s->merge);
 
   comba_gemm_serial('N', 'N', n, V, K, 1, p, stride, s->state, V, 0, s->values, V);
   for (int64_t i = 0; i < n; i++)
@@ -185,10 +156,7 @@ void COMBA_VARIANT(comba_delta_rule_chunk_forward)(const delta_rule_head *h, rea
   chunk_scratch s;
   lay_out(&s, scratch, h->K, h->V, false);
   const size_t state_size = (size_t)(h->K * h->V) * sizeof(real);
-  if (h->initial_state)
-    memcpy(s.state, h->initial_state, state_size);
-  else
-    memset(s.state, 0, state_size);
+  scan_load_state(s.state, h->initial_state, h->K * h->V);
   for (int64_t start = 0; start < h->length; start += CHUNK) {
     if (h->states) memcpy(h->states + start / CHUNK * h->state_stride, s.state, state_size);
     forward_chunk(h, start, h->length - start < CHUNK ? h->length - start : CHUNK, &s);
@@ -261,7 +229,7 @@ static void score_gradients(const delta_rule_head *h, int64_t n, const real *bet
 static void add_rows(int64_t n, int64_t K, const real *from, const real *x, int64_t stride, bool accumulate, real *to,
                      real *inner) {
   for (int64_t i = 0; i < n; i++) {
-    inner[i] = delta_rule_dot(from + i * K, x + i * stride, K);
+    inner[i] = scan_dot(from + i * K, x + i * stride, K);
     if (!to) continue;
     if (accumulate)
       for (int64_t c = 0; c < K; c++) to[i * stride + c] += from[i * K + c];
@@ -286,7 +254,7 @@ static void backward_chunk(const delta_rule_head *h, int64_t start, int64_t n, c
   /* the matrices again, now with beta on the rows of L: beta e = (I + L)^{-1} beta (v - ...), whose transpose is wanted */
   find_decay(n, h->g + start * h->value_heads, h->value_heads, h->after_decay, &d, s->decay);
   find_scores(h, n, q, k, p, betas, ones, s);
-  invert(n, s->feedback, s->inverse, s->merge);
+  COMBA_VARIANT(comba_unit_lower_inverse)(n, s->feedback, s->inverse, s->merge);
 
   /* rest = beta e; values = its gradient through S' and o, then through later feedback as well: y */
   for (int64_t i = 0; i < n; i++)
@@ -296,7 +264,7 @@ static void backward_chunk(const delta_rule_head *h, int64_t start, int64_t n, c
   for (int64_t i = 0; i < n; i++) {
 #pragma omp simd
     for (int64_t c = 0; c < V; c++) s->carried[i * V + c] *= d.out[i];
-    paths.to_state[i] = delta_rule_dot(s->carried + i * V, s->rest + i * V, V);
+    paths.to_state[i] = scan_dot(s->carried + i * V, s->rest + i * V, V);
   }
   const real *output_gradient = h->output_gradient ? h->output_gradient + start * value_stride : s->output;
   const int64_t output_stride = h->output_gradient ? value_stride : V;
@@ -311,7 +279,7 @@ static void backward_chunk(const delta_rule_head *h, int64_t start, int64_t n, c
     real *y = s->values + i * V, *output = s->output + i * V, *value = s->rest + i * V;
     if (h->dbeta) {
       real *to = h->dbeta + (start + i) * h->value_heads;
-      *to = (h->accumulate[BETA] ? *to : 0) + delta_rule_dot(y, errors + i * value_stride, V);
+      *to = (h->accumulate[BETA] ? *to : 0) + scan_dot(y, errors + i * value_stride, V);
     }
     if (h->dv) {
       real *to = h->dv + (start + i) * value_stride;
@@ -342,7 +310,7 @@ static void backward_chunk(const delta_rule_head *h, int64_t start, int64_t n, c
   if (dp) comba_gemm_serial('N', 'N', n, K, n, 1, s->feedback_gradient, CHUNK, k, stride, 1, dp, stride);
   for (int64_t i = h->after_decay ? 0 : 1; i < n; i++) paths.from_state[i - !h->after_decay] += inner[i];
   double across = 0; /* K V terms: by rows, and the rows in double */
-  for (int64_t i = 0; i < K; i++) across += (double)delta_rule_dot(state + i * V, s->state + i * V, V);
+  for (int64_t i = 0; i < K; i++) across += (double)scan_dot(state + i * V, s->state + i * V, V);
   paths.across = d.total * (real)across;
   gate_gradient(h, start, n, &paths);
 
@@ -354,16 +322,8 @@ void COMBA_VARIANT(comba_delta_rule_chunk_backward)(const delta_rule_head *h, re
   chunk_scratch s;
   lay_out(&s, scratch, h->K, h->V, true);
   const int64_t size = h->K * h->V;
-  if (h->final_state_gradient)
-    memcpy(s.state, h->final_state_gradient, (size_t)size * sizeof(real));
-  else
-    memset(s.state, 0, (size_t)size * sizeof(real));
+  scan_load_state(s.state, h->final_state_gradient, size);
   for (int64_t start = (h->length - 1) / CHUNK * CHUNK; start >= 0 && h->length; start -= CHUNK)
     backward_chunk(h, start, h->length - start < CHUNK ? h->length - start : CHUNK, &s);
-  real *gradient = h->initial_state_gradient;
-  if (!gradient) return;
-  if (h->accumulate[INITIAL_STATE])
-    for (int64_t i = 0; i < size; i++) gradient[i] += s.state[i];
-  else
-    memcpy(gradient, s.state, (size_t)size * sizeof(real));
+  scan_store_gradient(h->initial_state_gradient, s.state, size, h->accumulate[INITIAL_STATE]);
 }

@@ -3,28 +3,10 @@
  *   e = v - x (e^g x with feedback after decay);  o = scale (e^g y + (k q) beta e);  S' = e^g S + beta k e^T */
 #include "scan/delta_rule.h"
 
-enum {
-  WIDTH_MIN = 16,
-  WIDTH_MAX = 256,
-  TILE = 8192,         /* numbers of a state tile that stays in the first-level cache */
-  BACKWARD_WIDTH = 16, /* columns for which backward keeps the states of one segment */
-};
-
-/* One token needs no tile of its own: wide rows of the state, read and written in order. */
-int64_t COMBA_VARIANT(comba_delta_rule_recurrent_width)(int64_t length, int64_t K, int64_t V) {
-  int64_t width = length > 1 ? TILE / K / WIDTH_MIN * WIDTH_MIN : WIDTH_MAX;
-  width = width < WIDTH_MIN ? WIDTH_MIN : (width > WIDTH_MAX ? WIDTH_MAX : width);
-  return width < V ? width : V;
-}
-
 /* Columns of the states of a segment, from the one before it to the one after its last token; and the state's gradient. */
 int64_t COMBA_VARIANT(comba_delta_rule_recurrent_scratch)(int64_t K, int64_t V, bool backward) {
   const int64_t width = V > BACKWARD_WIDTH ? BACKWARD_WIDTH : V;
   return ((backward ? K * ((CHUNK + 2) * width + 4) : K * V) + 15) / 16 * 16;
-}
-
-static void copy_columns(int64_t K, int64_t width, const real *from, int64_t from_stride, real *to, int64_t to_stride) {
-  for (int64_t i = 0; i < K; i++) memcpy(to + i * to_stride, from + i * from_stride, (size_t)width * sizeof(real));
 }
 
 /* ---- Forward ------------------------------------------------------------------------------------------------------ */
@@ -36,8 +18,8 @@ static void step(const delta_rule_head *h, int64_t t, int64_t first, int64_t wid
   const real *q = h->q + t * h->key_stride, *k = h->k + t * h->key_stride, *p = h->p + t * h->key_stride;
   const real *v = h->v + t * h->value_stride + first;
   real *o = h->o + t * h->value_stride + first;
-  const real beta = h->beta[t * h->value_heads], decay = delta_rule_decay(h->g[t * h->value_heads]);
-  const real feedback = h->after_decay ? decay : 1, through = delta_rule_dot(k, q, K);
+  const real beta = h->beta[t * h->value_heads], decay = scan_decay(h->g[t * h->value_heads]);
+  const real feedback = h->after_decay ? decay : 1, through = scan_dot(k, q, K);
   real x[WIDTH_MAX], y[WIDTH_MAX];
   memset(x, 0, (size_t)width * sizeof(real));
   memset(y, 0, (size_t)width * sizeof(real));
@@ -79,15 +61,15 @@ void COMBA_VARIANT(comba_delta_rule_recurrent_forward)(const delta_rule_head *h,
     return;
   }
   if (initial)
-    copy_columns(K, width, initial, V, scratch, width);
+    scan_copy_columns(K, width, initial, V, scratch, width);
   else
     memset(scratch, 0, (size_t)(K * width) * sizeof(real));
   for (int64_t t = 0; t < h->length; t++) {
     if (h->states && t % CHUNK == 0)
-      copy_columns(K, width, scratch, width, h->states + t / CHUNK * h->state_stride + first, V);
+      scan_copy_columns(K, width, scratch, width, h->states + t / CHUNK * h->state_stride + first, V);
     step(h, t, first, width, scratch, width, scratch, width);
   }
-  copy_columns(K, width, scratch, width, final, V);
+  scan_copy_columns(K, width, scratch, width, final, V);
 }
 
 /* ---- Backward ----------------------------------------------------------------------------------------------------- */
@@ -104,24 +86,13 @@ static recurrent_scratch lay_out(real *base, int64_t K, int64_t width) {
   return (recurrent_scratch){base, sums, sums + K, sums + 2 * K, sums + 3 * K, sums + 4 * K};
 }
 
-/* to (width,K) = columns of from (K,V) */
-static void load_columns(int64_t K, int64_t V, int64_t width, const real *from, real *to) {
-  for (int64_t c = 0; c < width; c++)
-    for (int64_t i = 0; i < K; i++) to[c * K + i] = from[i * V + c];
-}
-
-static void add_to(real *to, const real *from, int64_t n) {
-  if (!to) return;
-  for (int64_t i = 0; i < n; i++) to[i] += from[i];
-}
-
 /* The states of a segment of n tokens from the one before it, with the errors that forward saved. */
 static void replay(const delta_rule_head *h, int64_t start, int64_t n, int64_t first, int64_t width, real *states) {
   const int64_t K = h->K;
   for (int64_t t = 0; t < n; t++) {
     const int64_t token = start + t;
     const real *k = h->k + token * h->key_stride, *errors = h->errors + token * h->value_stride + first;
-    const real beta = h->beta[token * h->value_heads], decay = delta_rule_decay(h->g[token * h->value_heads]);
+    const real beta = h->beta[token * h->value_heads], decay = scan_decay(h->g[token * h->value_heads]);
     for (int64_t c = 0; c < width; c++) {
       const real *before = states + (t * width + c) * K, value = beta * errors[c];
       real *after = states + ((t + 1) * width + c) * K;
@@ -139,7 +110,7 @@ static void step_back(const delta_rule_head *h, int64_t t, int64_t first, int64_
   const real *errors = h->errors + t * h->value_stride + first;
   const real *output = h->output_gradient ? h->output_gradient + t * h->value_stride + first : NULL;
   real *dv = h->dv ? h->dv + t * h->value_stride + first : NULL;
-  const real beta = h->beta[gate], decay = delta_rule_decay(h->g[gate]), feedback = h->after_decay ? decay : 1;
+  const real beta = h->beta[gate], decay = scan_decay(h->g[gate]), feedback = h->after_decay ? decay : 1;
   real *dq = s->dq, *dk = s->dk, *dp = s->dp, *decayed = s->decayed, dbeta = 0;
   memset(dq, 0, (size_t)(4 * K) * sizeof(real));
   for (int64_t c = 0; c < width; c++, before += K, after += K) {
@@ -165,9 +136,9 @@ static void step_back(const delta_rule_head *h, int64_t t, int64_t first, int64_
       gradient[i] = decay * gradient[i] + fed * p[i];
     }
   }
-  add_to(h->dq ? h->dq + t * h->key_stride : NULL, dq, K);
-  add_to(h->dk ? h->dk + t * h->key_stride : NULL, dk, K);
-  add_to(h->dp ? h->dp + t * h->key_stride : NULL, dp, K);
+  scan_add(h->dq ? h->dq + t * h->key_stride : NULL, dq, K);
+  scan_add(h->dk ? h->dk + t * h->key_stride : NULL, dk, K);
+  scan_add(h->dp ? h->dp + t * h->key_stride : NULL, dp, K);
   if (h->dbeta) h->dbeta[gate] += dbeta;
   if (h->dg) {
     real sum = 0;
@@ -176,31 +147,25 @@ static void step_back(const delta_rule_head *h, int64_t t, int64_t first, int64_
   }
 }
 
-/* Zero, where the gradient is not added to; `rows` of `width`, `stride` apart. */
-static void clear(real *gradient, bool accumulate, int64_t rows, int64_t width, int64_t stride) {
-  if (!gradient || accumulate) return;
-  for (int64_t i = 0; i < rows; i++) memset(gradient + i * stride, 0, (size_t)width * sizeof(real));
-}
-
 void COMBA_VARIANT(comba_delta_rule_recurrent_backward)(const delta_rule_head *h, real *scratch) {
   const int64_t K = h->K, V = h->V, last = (h->length - 1) / CHUNK * CHUNK;
-  clear(h->dq, h->accumulate[Q], h->length, K, h->key_stride);
-  clear(h->dk, h->accumulate[KEY], h->length, K, h->key_stride);
-  clear(h->dp, h->accumulate[P], h->length, K, h->key_stride);
-  clear(h->dv, h->accumulate[VALUE], h->length, V, h->value_stride);
-  clear(h->dbeta, h->accumulate[BETA], h->length, 1, h->value_heads);
-  clear(h->dg, h->accumulate[GATE], h->length, 1, h->value_heads);
-  clear(h->initial_state_gradient, h->accumulate[INITIAL_STATE], K, V, V);
+  scan_clear(h->dq, h->accumulate[Q], h->length, K, h->key_stride);
+  scan_clear(h->dk, h->accumulate[KEY], h->length, K, h->key_stride);
+  scan_clear(h->dp, h->accumulate[P], h->length, K, h->key_stride);
+  scan_clear(h->dv, h->accumulate[VALUE], h->length, V, h->value_stride);
+  scan_clear(h->dbeta, h->accumulate[BETA], h->length, 1, h->value_heads);
+  scan_clear(h->dg, h->accumulate[GATE], h->length, 1, h->value_heads);
+  scan_clear(h->initial_state_gradient, h->accumulate[INITIAL_STATE], K, V, V);
   for (int64_t first = 0; first < V; first += BACKWARD_WIDTH) {
     const int64_t width = V - first < BACKWARD_WIDTH ? V - first : BACKWARD_WIDTH;
     const recurrent_scratch s = lay_out(scratch, K, width);
     if (h->final_state_gradient)
-      load_columns(K, V, width, h->final_state_gradient + first, s.gradient);
+      scan_load_columns(K, V, width, h->final_state_gradient + first, s.gradient);
     else
       memset(s.gradient, 0, (size_t)(K * width) * sizeof(real));
     for (int64_t start = last; h->length && start >= 0; start -= CHUNK) {
       const int64_t n = h->length - start < CHUNK ? h->length - start : CHUNK;
-      load_columns(K, V, width, h->states + start / CHUNK * h->state_stride + first, s.states);
+      scan_load_columns(K, V, width, h->states + start / CHUNK * h->state_stride + first, s.states);
       replay(h, start, n, first, width, s.states);
       for (int64_t t = n - 1; t >= 0; t--)
         step_back(h, start + t, first, width, s.states + t * K * width, s.states + (t + 1) * K * width, &s);
