@@ -68,7 +68,7 @@ typedef struct comba_view {
 /* What changes from step to step; kernels read it when they run, so that a captured step never has to be rebuilt. */
 typedef struct comba_run {
   uint64_t seed; /* of dropout, drop path and random scans */
-  uint64_t step; /* micro-step: counts forward passes in training */
+  uint64_t step; /* micro-step: counts backward passes, so that each training pass draws anew */
 } comba_run;
 
 typedef struct comba_call {

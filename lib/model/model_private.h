@@ -58,7 +58,7 @@ comba_status comba_model_save_optimizer(const comba_model *model, const char *pa
 comba_status comba_model_load_optimizer(comba_model *model, const char *path);
 /* Copies weights from another checkpoint folder whose shapes must be those of this model. */
 comba_status comba_model_load_weights(comba_model *model, const char *directory);
-/* Number of forward passes in training so far: the step of dropout and random scans, part of a checkpoint. */
+/* Number of backward passes so far: the step of dropout and random scans, part of a checkpoint. */
 uint64_t comba_model_training_passes(const comba_model *model);
 void comba_model_set_training_passes(comba_model *model, uint64_t passes);
 

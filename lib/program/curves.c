@@ -32,7 +32,7 @@ typedef struct curves {
 } curves;
 
 static bool append(series *s, double x, double y) {
-  if (!isfinite(y)) return true;
+  if (!(fabs(y) < 1e30)) return true; /* 1e30 stands for a loss that is not finite */
   if (!(s->count & (s->count - 1))) { /* room doubles at each power of two */
     const size_t room = s->count ? 2 * s->count : 1;
     double *xs = realloc(s->x, room * sizeof *xs), *ys;
