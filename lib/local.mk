@@ -58,6 +58,9 @@ library_sources = \
 	lib/data/tokens.h \
 	lib/mixers/attention.h \
 	lib/mixers/comba.c \
+	lib/mixers/gla.c \
+	lib/mixers/projection.c \
+	lib/mixers/projection.h \
 	lib/mixers/mixer.h \
 	lib/mixers/table.c \
 	lib/mixers/transformer.c \
@@ -91,6 +94,7 @@ kernel_sources = \
 	lib/ops/activation.c \
 	lib/ops/adamw.c \
 	lib/ops/add.c \
+	lib/ops/channel_decay.c \
 	lib/ops/channels_to_tokens.c \
 	lib/ops/convolution.c \
 	lib/ops/cross_entropy.c \

@@ -8,10 +8,9 @@
  * As released, p is normalised, so that sigmoid(decay) cancels in the feedback and acts through D alone. The paper's Eq. 5
  * has it act on the feedback: p_normalize = false. correction_after_norm = true applies q - D p to normalised vectors. */
 #include "mixers/mixer.h"
+#include "mixers/projection.h"
 
 #include <stddef.h>
-
-#include "ops/ops.h"
 
 static const double L2_EPSILON = 1e-6;
 
@@ -34,29 +33,6 @@ static int64_t value_dim(const config *c) {
   return (int64_t)((double)c->head_dim * c->expand_v);
 }
 
-/* silu(conv(W x)), or silu(W x) without the short convolution: (B,T,heads,size) */
-static comba_tensor *project(comba_build *build, const config *c, comba_tensor *x, char which, int64_t heads,
-                             int64_t size) {
-  comba_graph *graph = build->graph;
-  char linear[] = "?_proj", convolution[] = "?_conv1d.weight", state[] = "?_conv1d";
-  linear[0] = convolution[0] = state[0] = which;
-  comba_tensor *y = comba_build_linear(build, linear, x, heads * size, false);
-  if (c->use_short_conv) {
-    const int64_t channels = heads * size;
-    comba_tensor *taps = comba_build_parameter(build, convolution, COMBA_SHAPE(channels, 1, c->conv_size),
-                                               COMBA_ROLE_CONVOLUTION, build->convolution_initial);
-    comba_tensor *before = c->conv_size > 1
-                               ? comba_build_state(build, state, COMBA_SHAPE(build->batch, c->conv_size - 1, channels))
-                               : NULL;
-    comba_tensor *after = NULL;
-    y = comba_short_convolution(graph, y, taps, NULL, before, build->cu_seqlens, true, &after);
-    comba_build_update(build, before, after);
-  } else {
-    y = comba_activation(graph, y, COMBA_SILU, 1);
-  }
-  return comba_reshape(graph, y, COMBA_SHAPE(build->batch, build->length, heads, size));
-}
-
 static comba_tensor *head_scalar(comba_build *build, const char *name, int64_t heads, comba_distribution distribution,
                                  double a) {
   return comba_build_parameter(build, name, COMBA_SHAPE(heads), COMBA_ROLE_SCALAR, (comba_initial){distribution, a});
@@ -66,16 +42,17 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   if (!x) return NULL;
   const config *c = opaque;
   comba_graph *graph = build->graph;
-  const int64_t B = build->batch, T = build->length, d = x->shape.size[2];
+  const int64_t B = build->batch, d = x->shape.size[2];
   const int64_t H = c->num_heads, HV = value_heads(c), K = c->head_dim, V = value_dim(c);
   /* fla's block does not pass these three to the layer, which then runs with true, true, 1 */
   const bool correct = !c->honor_ablation_fields || c->use_output_correction;
   const bool inner_decay = !c->honor_ablation_fields || c->use_inner_decay;
   const double initial_d = c->honor_ablation_fields ? c->correction_factor : 1;
 
-  comba_tensor *q = project(build, c, x, 'q', H, K);
-  comba_tensor *k = project(build, c, x, 'k', H, K);
-  comba_tensor *v = project(build, c, x, 'v', HV, V);
+  const int64_t taps = c->use_short_conv ? c->conv_size : 0;
+  comba_tensor *q = comba_build_projection(build, "q", x, H, K, taps, true);
+  comba_tensor *k = comba_build_projection(build, "k", x, H, K, taps, true);
+  comba_tensor *v = comba_build_projection(build, "v", x, HV, V, taps, true);
   comba_tensor *a = comba_build_linear(build, "a_proj", x, HV, false);
   comba_tensor *b = comba_build_linear(build, "b_proj", x, HV, false);
   comba_tensor *beta = comba_activation(graph, b, COMBA_SIGMOID, c->beta_scale);
@@ -108,17 +85,9 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   comba_tensor *o = comba_delta_rule(graph, q, k, p, v, beta, g, before, build->cu_seqlens, attributes, &after);
   comba_build_update(build, before, after);
 
-  comba_tensor *weight = comba_build_vector(build, "o_norm.weight", V, 1);
-  if (c->use_output_gate) {
-    comba_tensor *gate = comba_build_linear(build, "g_proj", x, HV * V, false);
-    gate = comba_reshape(graph, gate, COMBA_SHAPE(B, T, HV, V));
-    o = comba_gated_rms_norm(graph, o, gate, weight, build->norm_eps,
-                             c->output_gate == GATE_SWISH ? COMBA_SILU : COMBA_SIGMOID);
-  } else {
-    o = comba_rms_norm(graph, o, NULL, weight, build->norm_eps, NULL);
-  }
-  o = comba_reshape(graph, o, COMBA_SHAPE(B, T, HV * V));
-  return comba_linear(graph, o, comba_build_residual_weight(build, "o_proj.weight", COMBA_SHAPE(d, HV * V)), NULL);
+  comba_tensor *gate = c->use_output_gate ? comba_build_linear(build, "g_proj", x, HV * V, false) : NULL;
+  return comba_build_head_output(build, "o_norm.weight", o, gate,
+                                 c->output_gate == GATE_SWISH ? COMBA_SILU : COMBA_SIGMOID, d);
 }
 
 static const char *const transitions[] = {"splr", "iplr", NULL};

@@ -137,6 +137,27 @@ static inline comba_tensor *comba_decay_gate(comba_graph *graph, comba_tensor *a
   return COMBA_APPEND(graph, decay_gate, &attributes, NULL, a, a_log, dt_bias);
 }
 
+/* Log decay g (B,T,H,K) <= 0 of each channel, at least `minimum` (the gradient is zero where clamped). With
+ * r = exp(A_log_h), 1 without A_log, and u = x + dt_bias_hc:
+ *   log sigmoid  g = scale ln sigmoid(r u)     GLA
+ *   sigmoid      g = -scale sigmoid(r u)       RWKV-7; KDA with a lower bound
+ *   softplus     g = -scale r softplus(u)      KDA
+ * x (B,T,H,K); A_log (H), dt_bias (H K) optional. */
+typedef enum comba_channel_kind {
+  COMBA_CHANNEL_LOG_SIGMOID,
+  COMBA_CHANNEL_SIGMOID,
+  COMBA_CHANNEL_SOFTPLUS,
+} comba_channel_kind;
+typedef struct comba_channel_decay_attributes {
+  comba_channel_kind kind;
+  double scale;   /* 0 means 1 */
+  double minimum; /* 0 means -100 */
+} comba_channel_decay_attributes;
+static inline comba_tensor *comba_channel_decay(comba_graph *graph, comba_tensor *x, comba_tensor *a_log,
+                                                comba_tensor *dt_bias, comba_channel_decay_attributes attributes) {
+  return COMBA_APPEND(graph, channel_decay, &attributes, NULL, x, a_log, dt_bias);
+}
+
 /* Rotary position embedding, half-split pairs (mixers.md 4.5): x (B,T,H,D), D even; position (1) int32, optional: the
  * number of tokens before the first; positions restart at each sequence of cu_seqlens. */
 typedef struct comba_rotary_attributes {

@@ -1,0 +1,49 @@
+#include "mixers/projection.h"
+
+#include <stdio.h>
+
+comba_tensor *comba_build_projection(comba_build *build, const char *name, comba_tensor *x, int64_t heads, int64_t size,
+                                     int64_t taps, bool silu) {
+  comba_graph *graph = build->graph;
+  const int64_t B = build->batch, T = build->length, channels = heads * size;
+  char linear[32], convolution[32];
+  snprintf(linear, sizeof linear, "%s_proj", name);
+  snprintf(convolution, sizeof convolution, "%s_conv1d", name);
+  comba_tensor *y = comba_build_linear(build, linear, x, channels, false);
+  if (taps) {
+    const size_t length = comba_build_enter(build, "%s", convolution);
+    comba_tensor *weight = comba_build_parameter(build, "weight", COMBA_SHAPE(channels, 1, taps),
+                                                 COMBA_ROLE_CONVOLUTION, build->convolution_initial);
+    comba_build_leave(build, length);
+    comba_tensor *after = NULL;
+    comba_tensor *before = taps > 1 ? comba_build_state(build, convolution, COMBA_SHAPE(B, taps - 1, channels)) : NULL;
+    y = comba_short_convolution(graph, y, weight, NULL, before, build->cu_seqlens, silu, &after);
+    comba_build_update(build, before, after);
+  } else if (silu) {
+    y = comba_activation(graph, y, COMBA_SILU, 1);
+  }
+  return comba_reshape(graph, y, COMBA_SHAPE(B, T, heads, size));
+}
+
+comba_tensor *comba_build_low_rank(comba_build *build, const char *name, comba_tensor *x, int64_t rank, int64_t outputs,
+                                   bool bias) {
+  const size_t length = comba_build_enter(build, "%s", name);
+  comba_tensor *y = comba_build_linear(build, "1", comba_build_linear(build, "0", x, rank, false), outputs, bias);
+  comba_build_leave(build, length);
+  return y;
+}
+
+comba_tensor *comba_build_head_output(comba_build *build, const char *name, comba_tensor *o, comba_tensor *gate,
+                                      comba_function function, int64_t d) {
+  if (!o) return NULL;
+  const int64_t B = build->batch, T = build->length, H = o->shape.size[2], V = o->shape.size[3];
+  comba_tensor *weight = comba_build_vector(build, name, V, 1);
+  if (gate)
+    o = comba_gated_rms_norm(build->graph, o, comba_reshape(build->graph, gate, COMBA_SHAPE(B, T, H, V)), weight,
+                             build->norm_eps, function);
+  else
+    o = comba_rms_norm(build->graph, o, NULL, weight, build->norm_eps, NULL);
+  o = comba_reshape(build->graph, o, COMBA_SHAPE(B, T, H * V));
+  return comba_linear(build->graph, o, comba_build_residual_weight(build, "o_proj.weight", COMBA_SHAPE(d, H * V)),
+                      NULL);
+}

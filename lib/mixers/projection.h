@@ -1,0 +1,20 @@
+/* Projections to heads, as the linear mixers share them. */
+#ifndef COMBA_MIXERS_PROJECTION_H
+#define COMBA_MIXERS_PROJECTION_H
+
+#include "model/build.h"
+#include "ops/ops.h"
+
+/* (B,T,heads,size): NAME_proj of x, then with taps > 0 the causal convolution NAME_conv1d, then silu if asked. */
+comba_tensor *comba_build_projection(comba_build *build, const char *name, comba_tensor *x, int64_t heads, int64_t size,
+                                     int64_t taps, bool silu);
+
+/* A low-rank map without activation: (B,T,outputs) = NAME.1 (NAME.0 x), NAME.0 without a bias. */
+comba_tensor *comba_build_low_rank(comba_build *build, const char *name, comba_tensor *x, int64_t rank, int64_t outputs,
+                                   bool bias);
+
+/* (B,T,d): o (B,T,H,V) normed per head with the weight NAME (V), gated by f(gate) if there is one, then o_proj. */
+comba_tensor *comba_build_head_output(comba_build *build, const char *name, comba_tensor *o, comba_tensor *gate,
+                                      comba_function function, int64_t d);
+
+#endif
