@@ -50,7 +50,7 @@ static comba_status declare(comba_model *model) {
   return status;
 }
 
-/* Takes over `config`, also on failure. */
+/* A model whose weights have names and shapes, but no memory yet. Takes over `config`, also on failure. */
 static comba_status create(comba_model **out, comba_config *config, const comba_options *options) {
   comba_status status = COMBA_OK;
   comba_model *model = comba_allocate(sizeof *model, "a model");
@@ -68,7 +68,6 @@ static comba_status create(comba_model **out, comba_config *config, const comba_
   model->training_run.seed = model->evaluation_run.seed = model->options.seed;
   COMBA_TRY(comba_config_write(config, &model->config_text));
   COMBA_TRY(declare(model));
-  COMBA_TRY(comba_parameters_allocate(&model->parameters));
   *out = model;
   return COMBA_OK;
 cleanup:
@@ -79,15 +78,20 @@ cleanup:
 comba_status comba_model_create(comba_model **out, const char *config_json, const comba_options *options) {
   comba_config *config = NULL;
   comba_model *model = NULL;
-  comba_status status = comba_config_parse(&config, config_json, "config", NULL);
-  if (status == COMBA_OK) status = create(&model, config, options);
-  if (status != COMBA_OK) return status;
+  comba_status status = COMBA_OK;
+  COMBA_TRY(comba_config_parse(&config, config_json, "config", NULL));
+  COMBA_TRY(create(&model, config, options));
+  COMBA_TRY(comba_parameters_allocate(&model->parameters));
   comba_parameters_initialize(&model->parameters, model->options.seed);
   *out = model;
   return COMBA_OK;
+cleanup:
+  comba_model_free(model);
+  return status;
 }
 
-comba_status comba_model_load_weights(comba_model *model, const char *directory) {
+/* Reads the weights, or with `check` alone holds the file against their names and shapes. */
+static comba_status read_weights(comba_model *model, const char *directory, bool check) {
   const comba_parameters *parameters = &model->parameters;
   comba_safetensors *file = NULL;
   const size_t count = (size_t)parameters->count;
@@ -98,7 +102,7 @@ comba_status comba_model_load_weights(comba_model *model, const char *directory)
   for (size_t i = 0; i < count; i++) {
     const comba_weight *weight = &parameters->weight[i];
     wanted[i] = (comba_wanted_tensor){weight->name, weight->shape.rank, weight->shape.size,
-                                      comba_parameters_data(parameters, weight), false};
+                                      check ? NULL : comba_parameters_data(parameters, weight), false};
   }
   if (tied) { /* some writers store the shared matrix under both names */
     const comba_weight *embeddings = comba_parameters_find(parameters, "model.embeddings.weight");
@@ -112,6 +116,10 @@ cleanup:
   return status;
 }
 
+comba_status comba_model_load_weights(comba_model *model, const char *directory) {
+  return read_weights(model, directory, false);
+}
+
 comba_status comba_model_load(comba_model **out, const char *directory, const comba_options *options) {
   comba_config *config = NULL;
   comba_model *model = NULL;
@@ -120,7 +128,9 @@ comba_status comba_model_load(comba_model **out, const char *directory, const co
   COMBA_TRY(comba_path_join(&path, directory, "config.json"));
   COMBA_TRY(comba_config_read(&config, path, NULL));
   COMBA_TRY(create(&model, config, options));
-  COMBA_TRY(comba_model_load_weights(model, directory));
+  COMBA_TRY(read_weights(model, directory, true)); /* a config alone must not make the process take all memory */
+  COMBA_TRY(comba_parameters_allocate(&model->parameters));
+  COMBA_TRY(read_weights(model, directory, false));
   *out = model;
   model = NULL;
 cleanup:
