@@ -133,7 +133,6 @@ static comba_status draw_figures(const session *s, const vision_evaluation *e) {
   comba_figure_mistake *list = NULL;
   const int64_t side = s->preprocess.size, bytes = side * side * s->preprocess.channels;
   comba_status status = COMBA_OK;
-  COMBA_TRY(comba_folder_make(s->options->figures));
   COMBA_TRY(comba_path_join(&confusion, s->options->figures, "confusion.png"));
   COMBA_TRY(comba_path_join(&mistakes, s->options->figures, "mistakes.png"));
   names = comba_allocate((size_t)e->classes * sizeof *names, "the class names");
@@ -217,6 +216,7 @@ static comba_status run(const options *o) {
   vision_evaluation evaluation = {0};
   comba_status status = COMBA_OK;
   COMBA_TRY(open_session(&s));
+  if (o->figures) COMBA_TRY(comba_folder_make(o->figures)); /* what cannot be written is known before the work */
   comba_profile_enable(o->profile);
   const vision_evaluation_options options = {
       .dataset = s.dataset,

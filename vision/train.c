@@ -9,6 +9,7 @@
 #include "core/parallel.h"
 #include "data/loader.h"
 #include "evaluate.h"
+#include "model/json.h"
 #include "model/model_private.h"
 #include "program/curves.h"
 #include "program/describe.h"
@@ -188,12 +189,8 @@ cleanup:
 static comba_status complete_config(const session *s, const char *text, const char *source, char **out) {
   const int64_t classes = comba_dataset_classes(s->dataset);
   comba_status status = COMBA_OK;
-  json_error_t error;
-  json_t *config = json_loads(text, JSON_REJECT_DUPLICATES, &error), *names = NULL, *labels = NULL;
-  if (!json_is_object(config)) {
-    status = comba_fail(COMBA_ERROR_ARGUMENT, "%s: line %d: %s", source, error.line, error.text);
-    goto cleanup;
-  }
+  json_t *config = NULL, *names = NULL, *labels = NULL;
+  COMBA_TRY(comba_json_parse(&config, text, strlen(text), source)); /* an object: it was parsed as a config before */
   const json_t *wanted = json_object_get(config, "num_classes");
   if (wanted && json_integer_value(wanted) != classes)
     COMBA_TRY(comba_fail(COMBA_ERROR_ARGUMENT, "%s: num_classes is %lld, but %s has %lld classes", source,

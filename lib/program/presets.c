@@ -26,7 +26,13 @@ comba_status comba_preset_config(const comba_preset *presets, const char *name, 
   if (!name == !config_path)
     return comba_fail(COMBA_ERROR_ARGUMENT, name ? "--preset and --config are both given, expected one of them"
                                                  : "--preset or --config is missing: what model to build");
-  if (config_path) return comba_file_read(config_path, (size_t)1 << 24, text, &size);
+  if (config_path) {
+    const comba_status status = comba_file_read(config_path, (size_t)1 << 24, text, &size);
+    if (status != COMBA_OK || strlen(*text) == size) return status;
+    free(*text);
+    *text = NULL;
+    return comba_fail(COMBA_ERROR_ARGUMENT, "%s: a zero byte, expected JSON text", config_path);
+  }
   const comba_preset *preset = comba_preset_find(presets, name);
   if (!preset) return COMBA_ERROR_ARGUMENT;
   *text = strdup(preset->config);

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "core/file.h"
+#include "model/json.h"
 
 enum { LOG_LIMIT = 1 << 30, JSON_LIMIT = 1 << 24 };
 
@@ -37,12 +38,13 @@ static comba_status read_object(const char *folder, const char *name, json_t **o
   comba_status status = COMBA_OK;
   COMBA_TRY(comba_path_join(&path, folder, name));
   COMBA_TRY(comba_file_read(path, JSON_LIMIT, &text, &size));
-  json_error_t error;
-  *object = json_loadb(text, size, JSON_REJECT_DUPLICATES, &error);
+  COMBA_TRY(comba_json_parse(object, text, size, path));
   if (!json_is_object(*object)) {
+    char found[COMBA_JSON_DESCRIPTION_SIZE];
+    status =
+        comba_fail(COMBA_ERROR_FORMAT, "%s: %s, expected a JSON object", path, comba_json_describe(*object, found));
     json_decref(*object);
     *object = NULL;
-    status = comba_fail(COMBA_ERROR_FORMAT, "%s: line %d: %s, expected a JSON object", path, error.line, error.text);
   }
 cleanup:
   free(path);

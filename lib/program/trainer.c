@@ -88,7 +88,8 @@ static comba_status restore(loop *l) {
   COMBA_TRY(comba_model_load_optimizer(model, optimizer));
   const json_t *step = json_object_get(state, "step"), *passes = json_object_get(state, "training_passes");
   const json_t *best = json_object_get(state, "best");
-  if (!json_is_integer(step) || json_integer_value(step) != l->folder.resume_step || !json_is_integer(passes))
+  if (!json_is_integer(step) || json_integer_value(step) != l->folder.resume_step || !json_is_integer(passes) ||
+      json_integer_value(passes) < 0)
     COMBA_TRY(comba_fail(COMBA_ERROR_FORMAT,
                          "%s/trainer_state.json: step or training_passes is missing or wrong; remove the folder to go "
                          "on from an older checkpoint",
