@@ -59,6 +59,7 @@ library_sources = \
 	lib/mixers/attention.h \
 	lib/mixers/comba.c \
 	lib/mixers/gla.c \
+	lib/mixers/hgrn2.c \
 	lib/mixers/projection.c \
 	lib/mixers/projection.h \
 	lib/mixers/mixer.h \
@@ -94,6 +95,7 @@ kernel_sources = \
 	lib/ops/activation.c \
 	lib/ops/adamw.c \
 	lib/ops/add.c \
+	lib/ops/bounded_gate.c \
 	lib/ops/channel_decay.c \
 	lib/ops/channels_to_tokens.c \
 	lib/ops/convolution.c \

@@ -5,6 +5,7 @@
 const comba_mixer_row *const comba_mixer_table[] = {
     &comba_mixer_comba,
     &comba_mixer_gla,
+    &comba_mixer_hgrn2,
     &comba_mixer_transformer,
     NULL,
 };

@@ -51,6 +51,16 @@ comba_tensor *comba_build_parameter(comba_build *build, const char *name, comba_
                                build->training ? comba_parameters_gradient(build->parameters, weight) : NULL);
 }
 
+comba_tensor *comba_build_model_parameter(comba_build *build, const char *name, comba_shape shape, comba_role role,
+                                          comba_initial initial) {
+  char prefix[COMBA_MAX_NAME];
+  memcpy(prefix, build->prefix, sizeof prefix);
+  build->prefix[strcspn(prefix, ".") + (strchr(prefix, '.') != NULL)] = 0;
+  comba_tensor *parameter = comba_build_parameter(build, name, shape, role, initial);
+  memcpy(build->prefix, prefix, sizeof prefix);
+  return parameter;
+}
+
 comba_tensor *comba_build_weight(comba_build *build, const char *name, comba_shape shape) {
   return comba_build_parameter(build, name, shape, COMBA_ROLE_MATRIX, build->matrix_initial);
 }

@@ -31,6 +31,7 @@ typedef struct comba_build {
   comba_parameters *parameters;
   bool declaring;
   int64_t batch, length;
+  int64_t layer; /* that is being built, from 0 */
   comba_mode mode;
   bool training;                                     /* dropout is active, gradients are wanted */
   bool causal;                                       /* false in vision models: softmax attention sees every token */
@@ -52,6 +53,9 @@ void comba_build_leave(comba_build *build, size_t length);
 
 comba_tensor *comba_build_parameter(comba_build *build, const char *name, comba_shape shape, comba_role role,
                                     comba_initial initial);
+/* A parameter of the whole model, asked for by one of its layers: named below the first part of the prefix. */
+comba_tensor *comba_build_model_parameter(comba_build *build, const char *name, comba_shape shape, comba_role role,
+                                          comba_initial initial);
 /* A matrix (out, in) with the model's initial distribution. */
 comba_tensor *comba_build_weight(comba_build *build, const char *name, comba_shape shape);
 /* The last matrix of a residual branch (o_proj, down_proj): rescaled by depth under the paper's initialisation. */

@@ -11,6 +11,7 @@ bool comba_layer_attends(const comba_config *config, int64_t layer) {
 comba_tensor *comba_build_layer_mixer(comba_build *build, int64_t layer, comba_tensor *x) {
   const comba_config *config = build->config;
   const size_t length = comba_build_enter(build, "attn");
+  build->layer = layer;
   comba_tensor *y;
   if (comba_layer_attends(config, layer)) {
     const comba_hybrid *hybrid = &config->hybrid[config->hybrid_of_layer[layer]];

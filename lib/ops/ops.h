@@ -158,6 +158,18 @@ static inline comba_tensor *comba_channel_decay(comba_graph *graph, comba_tensor
   return COMBA_APPEND(graph, channel_decay, &attributes, NULL, x, a_log, dt_bias);
 }
 
+/* HGRN2's forget gate (mixers.md 6.6), x (B,T,H,K), bounds (L, H K) optional: with l the sum over layers 1 to `layer` of
+ * softmax over L of bounds, 0 without bounds,
+ *   f = l + (1 - l) sigmoid(x) -> g = ln f, at least -100, and in `key` 1 - f, both (B,T,H,K) */
+typedef struct comba_bounded_gate_attributes {
+  int64_t layer;
+} comba_bounded_gate_attributes;
+static inline comba_tensor *comba_bounded_gate(comba_graph *graph, comba_tensor *x, comba_tensor *bounds, int64_t layer,
+                                               comba_tensor **key) {
+  comba_bounded_gate_attributes attributes = {layer};
+  return COMBA_APPEND(graph, bounded_gate, &attributes, key, x, bounds);
+}
+
 /* Rotary position embedding, half-split pairs (mixers.md 4.5): x (B,T,H,D), D even; position (1) int32, optional: the
  * number of tokens before the first; positions restart at each sequence of cu_seqlens. */
 typedef struct comba_rotary_attributes {
