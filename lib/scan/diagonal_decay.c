@@ -29,8 +29,8 @@ static diagonal_decay_size size_of(const comba_shape *input) {
   return s;
 }
 
-/* The rule of COMBA_MODE_AUTO, from the times in docs/diagonal_decay.md: token by token where sequences are short (on
- * average) or the state is small, else in chunks. */
+/* The rule of COMBA_MODE_AUTO, that of the delta rule: token by token where sequences are short (on average) or the state
+ * is small, else in chunks. */
 enum { SHORT_LENGTH = 16, SMALL_STATE = 1024 };
 
 static bool in_chunks(const comba_diagonal_decay_attributes *attributes, const diagonal_decay_size *size) {
