@@ -1,5 +1,6 @@
 documentation = \
 	docs/delta_rule.md \
 	docs/design.md \
+	docs/diagonal_decay.md \
 	docs/formats.md
 EXTRA_DIST += $(documentation)
