@@ -2,5 +2,6 @@ documentation = \
 	docs/delta_rule.md \
 	docs/design.md \
 	docs/diagonal_decay.md \
-	docs/formats.md
+	docs/formats.md \
+	docs/scalar_decay.md
 EXTRA_DIST += $(documentation)

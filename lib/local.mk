@@ -143,6 +143,11 @@ kernel_sources = \
 	lib/scan/diagonal_decay.h \
 	lib/scan/diagonal_decay_chunk.c \
 	lib/scan/diagonal_decay_recurrent.c \
+	lib/scan/scalar.h \
+	lib/scan/scalar_decay.c \
+	lib/scan/scalar_decay.h \
+	lib/scan/scalar_decay_chunk.c \
+	lib/scan/scalar_decay_recurrent.c \
 	lib/scan/scan.h \
 	lib/scan/unit_lower.c
 

@@ -16,6 +16,7 @@ suites = \
 	tests/test_operators \
 	tests/test_parity \
 	tests/test_safetensors \
+	tests/test_scalar_decay \
 	tests/test_training \
 	tests/test_vision_model
 
@@ -59,6 +60,8 @@ tests_libtesting_la_SOURCES = \
 	tests/oracle/diagonal_recurrence.h \
 	tests/oracle/recurrence.c \
 	tests/oracle/recurrence.h \
+	tests/oracle/scalar_recurrence.c \
+	tests/oracle/scalar_recurrence.h \
 	tests/oracle/softmax_attention.c \
 	tests/oracle/softmax_attention.h \
 	tests/testing.h

@@ -345,13 +345,29 @@ static inline comba_tensor *comba_adamw(comba_graph *graph, comba_tensor *weight
 typedef struct comba_delta_rule_attributes {
   double scale; /* 0 means K^(-1/2) */
   bool feedback_after_decay;
-  comba_mode mode; /* COMBA_MODE_AUTO: by the rule in scan/delta_rule.c */
+  comba_mode mode; /* COMBA_MODE_AUTO: by the rule in scan/scalar.h */
 } comba_delta_rule_attributes;
 static inline comba_tensor *comba_delta_rule(comba_graph *graph, comba_tensor *q, comba_tensor *k, comba_tensor *p,
                                              comba_tensor *v, comba_tensor *beta, comba_tensor *g,
                                              comba_tensor *initial_state, comba_tensor *cu_seqlens,
                                              comba_delta_rule_attributes attributes, comba_tensor **final_state) {
   return COMBA_APPEND(graph, delta_rule, &attributes, final_state, q, k, p, v, beta, g, initial_state, cu_seqlens);
+}
+
+/* The recurrence with scalar decay and no delta term (linear attention, RetNet, Mamba2), for each value head:
+ *   S_t = e^{g_t} S_{t-1} + k_t v_t^T,  o_t = scale S_t^T q_t,  S (K,V)
+ * q, k (B,T,H,K); v (B,T,HV,V); g (B,T,HV) <= 0 optional; initial_state (N,HV,K,V) optional (zero if absent); cu_seqlens (N+1)
+ * optional. Value head h reads key head h / (HV/H). Output o (B,T,HV,V); `final_state` (or NULL) receives (N,HV,K,V), and may
+ * share memory with initial_state in a graph without backward. */
+typedef struct comba_scalar_decay_attributes {
+  double scale;      /* 0 means K^(-1/2) */
+  int64_t retention; /* without g: e^{g} of value head h is 1 - 2^-(retention + h) at every token; 0: 1 */
+  comba_mode mode;   /* COMBA_MODE_AUTO: by the rule in scan/scalar.h */
+} comba_scalar_decay_attributes;
+static inline comba_tensor *comba_scalar_decay(comba_graph *graph, comba_tensor *q, comba_tensor *k, comba_tensor *v,
+                                               comba_tensor *g, comba_tensor *initial_state, comba_tensor *cu_seqlens,
+                                               comba_scalar_decay_attributes attributes, comba_tensor **final_state) {
+  return COMBA_APPEND(graph, scalar_decay, &attributes, final_state, q, k, v, g, initial_state, cu_seqlens);
 }
 
 /* The recurrence with diagonal decay and an optional low-rank term (mixers.md 5.4; GLA, HGRN2, RWKV-7, KDA), for each head:

@@ -5,24 +5,9 @@
  * computed in chunks of 64 tokens by matrix products (delta_rule_chunk.c), or token by token (delta_rule_recurrent.c). */
 #include "scan/delta_rule.h"
 
-#include "ops/extent.h"
 #include "ops/ops.h"
 
-/* ---- Shapes ------------------------------------------------------------------------------------------------------- */
-
-/* input: Q to CU_SEQLENS. Accepts any shapes of the right ranks; `infer` checks them. */
-delta_rule_size COMBA_VARIANT(comba_delta_rule_size)(const comba_shape *input) {
-  const comba_shape *q = &input[Q], *v = &input[VALUE], *cu_seqlens = &input[CU_SEQLENS];
-  delta_rule_size s = {.tokens = q->size[0] * q->size[1], .heads = q->size[2], .K = q->size[3]};
-  s.value_heads = v->size[2], s.V = v->size[3], s.group = s.value_heads / s.heads;
-  s.sequences = cu_seqlens->rank ? cu_seqlens->size[0] - 1 : q->size[0];
-  s.length = q->size[1];
-  s.states = scan_states(cu_seqlens->rank, s.sequences, s.length);
-  return s;
-}
-
-delta_rule_head COMBA_VARIANT(comba_delta_rule_head)(const comba_call *call, const delta_rule_size *size,
-                                                     int64_t sequence, int64_t head) {
+static delta_rule_head head_of(const comba_call *call, const scalar_size *size, int64_t sequence, int64_t head) {
   const comba_delta_rule_attributes *attributes = call->attributes;
   const int32_t *cu_seqlens = call->input[CU_SEQLENS].data;
   const int64_t first = cu_seqlens ? cu_seqlens[sequence] : sequence * size->length;
@@ -71,115 +56,61 @@ delta_rule_head COMBA_VARIANT(comba_delta_rule_head)(const comba_call *call, con
   return h;
 }
 
-/* The rule of COMBA_MODE_AUTO, from the times in docs/delta_rule.md: token by token where sequences are short (on average)
- * or the state is small, else in chunks. */
-enum { SHORT_LENGTH = 16, SMALL_STATE = 1024 };
-
-static bool in_chunks(const comba_delta_rule_attributes *attributes, const delta_rule_size *size) {
-  if (attributes->mode != COMBA_MODE_AUTO) return attributes->mode == COMBA_MODE_CHUNK;
-  return size->tokens / size->sequences >= SHORT_LENGTH && size->K * size->V > SMALL_STATE;
-}
-
-/* Forward tasks: heads in chunks, and tiles of a head's columns token by token. */
-static int64_t forward_tiles(bool chunks, const delta_rule_size *size, int64_t *width) {
-  *width = chunks ? size->V : scan_tile_width(size->tokens / size->sequences, size->K, size->V);
-  return (size->V + *width - 1) / *width;
-}
-
-static comba_status infer(comba_signature *s) {
-  const comba_shape *q = &s->input[Q], *v = &s->input[VALUE];
-  const comba_shape *state = &s->input[INITIAL_STATE], *cu_seqlens = &s->input[CU_SEQLENS];
-  if (!comba_extent_fits(q, 4)) return comba_fail_shape(s, Q, "(B, T, H, K)");
-  if (!comba_shape_equal(&s->input[KEY], q)) return comba_fail_shape(s, KEY, "(B, T, H, K), as q");
-  if (s->input[P].rank && !comba_shape_equal(&s->input[P], q)) return comba_fail_shape(s, P, "(B, T, H, K), as q");
-  if (!comba_extent_fits(v, 4) || v->size[0] != q->size[0] || v->size[1] != q->size[1] || v->size[2] % q->size[2])
-    return comba_fail_shape(s, VALUE, "(B, T, HV, V) with B and T of q and HV a multiple of its H");
-  for (int i = BETA; i <= GATE; i++)
-    if (!comba_shape_equal(&s->input[i], &COMBA_SHAPE(v->size[0], v->size[1], v->size[2])))
-      return comba_fail_shape(s, i, "(B, T, HV), as v");
-  if (cu_seqlens->rank && (!comba_extent_fits(cu_seqlens, 1) || cu_seqlens->size[0] < 2 || q->size[0] != 1))
-    return comba_fail_shape(s, CU_SEQLENS, "(N + 1) with N at least 1, and B = 1");
-
-  const delta_rule_size size = COMBA_VARIANT(comba_delta_rule_size)(s->input);
-  const comba_shape states = COMBA_SHAPE(size.sequences, size.value_heads, size.K, size.V);
-  const comba_shape saved_states = COMBA_SHAPE(size.states, size.value_heads, size.K, size.V);
-  if (state->rank && !comba_shape_equal(state, &states))
-    return comba_fail_shape(s, INITIAL_STATE, "(N, HV, K, V), N = B without cu_seqlens");
-  /* a slot's scratch is below 128 (64 + K) (64 + V) reals in both forms and both passes */
-  const comba_shape scratch_bound = COMBA_SHAPE(128, CHUNK + size.K, CHUNK + size.V);
-  const comba_shape *results[] = {&states, &saved_states, &scratch_bound};
-  for (int i = 0; i < 3; i++)
-    if (!comba_extent_fits(results[i], 0)) return comba_fail_extent(s, results[i]);
-  s->outputs = 2;
-  s->output[OUTPUT] = *v;
-  s->output[FINAL_STATE] = states;
-  s->saved = 2;
-  s->saved_shape[STATES] = saved_states;
-  s->saved_shape[ERRORS] = *v;
-
-  const bool chunks = in_chunks(s->attributes, &size);
-  int64_t width;
-  const int64_t tiles = forward_tiles(chunks, &size, &width);
-  const int64_t forward_slots = scan_slots(size.sequences * size.value_heads * tiles);
-  const int64_t backward_slots = scan_slots(size.sequences * size.heads);
-  int64_t (*const scratch)(int64_t, int64_t, bool) =
-      chunks ? COMBA_VARIANT(comba_delta_rule_chunk_scratch) : COMBA_VARIANT(comba_delta_rule_recurrent_scratch);
-  s->forward_workspace = forward_slots * scratch(size.K, width, false);
-  s->backward_workspace = backward_slots * scratch(size.K, size.V, true);
-
-  const double K = (double)size.K, V = (double)size.V, heads = (double)size.tokens * (double)size.value_heads;
-  s->forward_flops = heads * (chunks ? 6 * K * V + 4 * CHUNK * (K + V) : 7 * K * V);
-  s->backward_flops = heads * (chunks ? 12 * K * V + CHUNK * (12 * K + 8 * V) : 17 * K * V);
-  return COMBA_OK;
-}
-
-/* ---- Tasks -------------------------------------------------------------------------------------------------------- */
-
-typedef struct task_context {
-  const comba_call *call;
-  delta_rule_size size;
-  bool chunks;
-  int64_t width, tiles; /* forward */
-} task_context;
-
-static task_context context_of(const comba_call *call) {
-  comba_shape shape[INPUTS];
-  for (int i = 0; i < INPUTS; i++) shape[i] = call->input[i].shape;
-  task_context x = {.call = call, .size = COMBA_VARIANT(comba_delta_rule_size)(shape)};
-  x.chunks = in_chunks(call->attributes, &x.size);
-  x.tiles = forward_tiles(x.chunks, &x.size, &x.width);
-  return x;
-}
-
-static int64_t scratch_size(const task_context *x, int64_t width, bool backward) {
+static int64_t scratch_size(const scalar_tasks *x, int64_t width, bool backward) {
   return x->chunks ? COMBA_VARIANT(comba_delta_rule_chunk_scratch)(x->size.K, width, backward)
                    : COMBA_VARIANT(comba_delta_rule_recurrent_scratch)(x->size.K, width, backward);
 }
 
+static comba_status infer(comba_signature *s) {
+  static const scalar_operands operands = {Q, KEY, VALUE, GATE, INITIAL_STATE, CU_SEQLENS, .gates_optional = false};
+  const comba_delta_rule_attributes *attributes = s->attributes;
+  const comba_status status = scalar_infer(s, &operands);
+  if (status != COMBA_OK) return status;
+  const comba_shape *q = &s->input[Q], *v = &s->input[VALUE];
+  if (s->input[P].rank && !comba_shape_equal(&s->input[P], q)) return comba_fail_shape(s, P, "(B, T, H, K), as q");
+  if (!comba_shape_equal(&s->input[BETA], &COMBA_SHAPE(v->size[0], v->size[1], v->size[2])))
+    return comba_fail_shape(s, BETA, "(B, T, HV), as v");
+  s->saved = 2;
+  s->saved_shape[ERRORS] = *v;
+
+  const scalar_size size = scalar_size_of(q, v, &s->input[CU_SEQLENS]);
+  const scalar_tasks x = scalar_tasks_of(&size, attributes->mode, NULL);
+  s->forward_workspace = scan_slots(scalar_forward_tasks(&x)) * scratch_size(&x, x.width, false);
+  s->backward_workspace = scan_slots(scalar_backward_tasks(&x)) * scratch_size(&x, size.V, true);
+
+  const double K = (double)size.K, V = (double)size.V, heads = (double)size.tokens * (double)size.value_heads;
+  s->forward_flops = heads * (x.chunks ? 6 * K * V + 4 * CHUNK * (K + V) : 7 * K * V);
+  s->backward_flops = heads * (x.chunks ? 12 * K * V + CHUNK * (12 * K + 8 * V) : 17 * K * V);
+  return COMBA_OK;
+}
+
+static scalar_tasks tasks_of(const comba_call *call) {
+  const comba_delta_rule_attributes *attributes = call->attributes;
+  const scalar_size size =
+      scalar_size_of(&call->input[Q].shape, &call->input[VALUE].shape, &call->input[CU_SEQLENS].shape);
+  return scalar_tasks_of(&size, attributes->mode, call);
+}
+
 static void forward_task(const void *context, int64_t task, real *scratch) {
-  const task_context *x = context;
-  const delta_rule_size *size = &x->size;
-  const int64_t first = task % x->tiles * x->width, index = task / x->tiles, left = size->V - first;
-  const delta_rule_head head =
-      COMBA_VARIANT(comba_delta_rule_head)(x->call, size, index / size->value_heads, index % size->value_heads);
+  const scalar_tasks *x = context;
+  const scalar_part part = scalar_part_of(x, task);
+  const delta_rule_head head = head_of(x->call, &x->size, part.sequence, part.head);
   if (x->chunks)
     COMBA_VARIANT(comba_delta_rule_chunk_forward)(&head, scratch);
   else
-    COMBA_VARIANT(comba_delta_rule_recurrent_forward)(&head, first, left < x->width ? left : x->width, scratch);
+    COMBA_VARIANT(comba_delta_rule_recurrent_forward)(&head, part.first, part.width, scratch);
 }
 
 static void forward(const comba_call *call) {
-  const task_context x = context_of(call);
-  scan_deal(x.size.sequences * x.size.value_heads * x.tiles, call->workspace, scratch_size(&x, x.width, false),
-            forward_task, &x);
+  const scalar_tasks x = tasks_of(call);
+  scan_deal(scalar_forward_tasks(&x), call->workspace, scratch_size(&x, x.width, false), forward_task, &x);
 }
 
 static void backward_task(const void *context, int64_t task, real *scratch) {
-  const task_context *x = context;
-  const delta_rule_size *size = &x->size;
+  const scalar_tasks *x = context;
+  const scalar_size *size = &x->size;
   for (int64_t member = 0; member < size->group; member++) {
-    const delta_rule_head head = COMBA_VARIANT(comba_delta_rule_head)(x->call, size, task / size->heads,
-                                                                      task % size->heads * size->group + member);
+    const delta_rule_head head = head_of(x->call, size, task / size->heads, task % size->heads * size->group + member);
     if (x->chunks)
       COMBA_VARIANT(comba_delta_rule_chunk_backward)(&head, scratch);
     else
@@ -188,8 +119,8 @@ static void backward_task(const void *context, int64_t task, real *scratch) {
 }
 
 static void backward(const comba_call *call) {
-  const task_context x = context_of(call);
-  scan_deal(x.size.sequences * x.size.heads, call->workspace, scratch_size(&x, x.size.V, true), backward_task, &x);
+  const scalar_tasks x = tasks_of(call);
+  scan_deal(scalar_backward_tasks(&x), call->workspace, scratch_size(&x, x.size.V, true), backward_task, &x);
 }
 
 /* ---- Cases -------------------------------------------------------------------------------------------------------- */

@@ -1,8 +1,5 @@
 /* What the two forms of the delta rule share: the operands of one call, and the part of them that one task works on.
  *
- * Sequences and value heads are independent, so a task is one (sequence, value head) in forward, and one (sequence, key
- * head) in backward, where it walks the value heads that read this key head in order: dq, dk and dp are their sum.
- *
  * Saved for backward, by both forms alike, so that either backward can follow either forward:
  *   states (slots, HV, K, V)  the state before tokens 0, 64, 128, ... of each sequence: 1/64 of K V values a token;
  *   errors (B,T,HV,V)         e_t = v_t - x_t: with them a state follows from the one before without reading it twice,
@@ -11,20 +8,11 @@
 #ifndef COMBA_SCAN_DELTA_RULE_H
 #define COMBA_SCAN_DELTA_RULE_H
 
-#include "scan/scan.h"
+#include "scan/scalar.h"
 
 enum { Q, KEY, P, VALUE, BETA, GATE, INITIAL_STATE, CU_SEQLENS, INPUTS };
 enum { OUTPUT, FINAL_STATE };
 enum { STATES, ERRORS };
-
-/* The shape of the problem. */
-typedef struct delta_rule_size {
-  int64_t sequences, tokens;         /* N; B T */
-  int64_t length;                    /* tokens of each sequence; with cu_seqlens, of all of them */
-  int64_t heads, value_heads, group; /* H; HV; HV / H */
-  int64_t K, V;
-  int64_t states; /* saved states a value head */
-} delta_rule_size;
 
 /* One sequence and value head. Rows of q, k, p and their gradients are key_stride apart, those of v, o, errors
  * value_stride, entries of beta and g value_heads, saved states state_stride. Gradients are NULL where not wanted. */
@@ -38,10 +26,6 @@ typedef struct delta_rule_head {
   real *dq, *dk, *dp, *dv, *dbeta, *dg, *initial_state_gradient;
   bool accumulate[INPUTS];
 } delta_rule_head;
-
-delta_rule_size COMBA_VARIANT(comba_delta_rule_size)(const comba_shape *input);
-delta_rule_head COMBA_VARIANT(comba_delta_rule_head)(const comba_call *call, const delta_rule_size *size,
-                                                     int64_t sequence, int64_t head);
 
 /* Reals of scratch for each slot. */
 int64_t COMBA_VARIANT(comba_delta_rule_chunk_scratch)(int64_t K, int64_t V, bool backward);

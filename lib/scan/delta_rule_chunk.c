@@ -9,14 +9,6 @@
 
 enum { MATRIX = CHUNK * CHUNK };
 
-/* Powers of e that the chunk needs. */
-typedef struct chunk_decay {
-  real in[CHUNK];       /* e^{G_i}: what is left of S at token i */
-  real feedback[CHUNK]; /* e^{P_i} */
-  real out[CHUNK];      /* e^{G_n - G_i}: what is left of token i at the end */
-  real total;           /* e^{G_n} */
-} chunk_decay;
-
 /* The same scratch for both passes; forward leaves the second half out. Matrices (CHUNK, CHUNK) have rows CHUNK apart. */
 typedef struct chunk_scratch {
   real *decay;    /* (C,C) e^{G_i - G_j}, 0 above the diagonal */
@@ -65,35 +57,6 @@ int64_t COMBA_VARIANT(comba_delta_rule_chunk_scratch)(int64_t K, int64_t V, bool
 
 /* ---- What forward and backward need of a chunk -------------------------------------------------------------------- */
 
-/* The powers of e of n tokens, gates `stride` apart. Sums of gates run in double: a float sum forgets a weak gate next to a
- * saturated one. Above the diagonal the matrix holds 1 or 0, which its readers mask: not what the scratch held, as denormal
- * numbers are slow. */
-static void find_decay(int64_t n, const real *g, int64_t stride, bool after_decay, chunk_decay *d, real *matrix) {
-  double sum = 0, sums[CHUNK], feedback[CHUNK];
-  for (int64_t i = 0; i < CHUNK; i++) {
-    feedback[i] = sum;
-    if (i < n) sum += (double)g[i * stride];
-    sums[i] = sum;
-  }
-  if (after_decay) memcpy(feedback, sums, sizeof sums);
-  for (int64_t i = 0; i < CHUNK; i++) {
-    d->in[i] = scan_decay((real)sums[i]);
-    d->feedback[i] = scan_decay((real)feedback[i]);
-    d->out[i] = scan_decay((real)(sum - sums[i]));
-  }
-  d->total = d->in[CHUNK - 1];
-  for (int64_t i = 0; i < n; i++) {
-    int64_t block = 0;
-    for (; block <= i; block += BLOCK)
-#pragma omp simd
-      for (int64_t j = block; j < block + BLOCK; j++) {
-        const real x = (real)(sums[i] - sums[j]);
-        matrix[i * CHUNK + j] = scan_decay(x < 0 ? x : 0);
-      }
-    memset(matrix + i * CHUNK + block, 0, (size_t)(CHUNK - block) * sizeof(real));
-  }
-}
-
 /* score = tril(scale e^{G_i - G_j} q_i k_j) column[j], feedback = stril(e^{P_i - G_j} p_i k_j) row[i] column[j]; rows from n on of
  * feedback are 0. */
 static void find_scores(const delta_rule_head *h, int64_t n, const real *q, const real *k, const real *p,
@@ -126,7 +89,8 @@ static void forward_chunk(const delta_rule_head *h, int64_t start, int64_t n, ch
   real *errors = h->errors ? h->errors + start * h->value_stride : s->rest;
   const int64_t error_stride = h->errors ? h->value_stride : V;
   chunk_decay d;
-  find_decay(n, h->g + start * h->value_heads, h->value_heads, h->after_decay, &d, s->decay);
+  chunk_find_decay(n, h->g + start * h->value_heads, h->value_heads, &d, s->decay);
+  const real *feedback_decay = h->after_decay ? d.in : d.before;
   real betas[CHUNK] = {0}, ones[CHUNK];
   for (int64_t j = 0; j < CHUNK; j++) ones[j] = 1;
   for (int64_t j = 0; j < n; j++) betas[j] = beta[j * h->value_heads];
@@ -137,7 +101,7 @@ static void forward_chunk(const delta_rule_head *h, int64_t start, int64_t n, ch
   for (int64_t i = 0; i < n; i++)
 #pragma omp simd
     for (int64_t c = 0; c < V; c++)
-      s->values[i * V + c] = v[i * h->value_stride + c] - d.feedback[i] * s->values[i * V + c];
+      s->values[i * V + c] = v[i * h->value_stride + c] - feedback_decay[i] * s->values[i * V + c];
   comba_gemm_serial('N', 'N', n, V, n, 1, s->inverse, CHUNK, s->values, V, 0, errors, error_stride);
 
   comba_gemm_serial('N', 'N', n, V, K, h->scale, q, stride, s->state, V, 0, o, h->value_stride);
@@ -166,31 +130,6 @@ void COMBA_VARIANT(comba_delta_rule_chunk_forward)(const delta_rule_head *h, rea
 
 /* ---- Backward ----------------------------------------------------------------------------------------------------- */
 
-/* A gate lies between tokens: g_t scales every path from a token j < t (or from S) to a token i >= t (or to S'). Sums over
- * just these paths keep dg exact where gates are saturated; differences of sums over all paths would not. */
-typedef struct gate_paths {
-  real from_state[CHUNK + 1]; /* from S to the state that token i reads */
-  real to_state[CHUNK];       /* from token j to S' */
-  real across;                /* from S to S' */
-  real between[CHUNK];        /* from tokens j < t to tokens i >= t; entry t */
-} gate_paths;
-
-static void gate_gradient(const delta_rule_head *h, int64_t start, int64_t n, const gate_paths *paths) {
-  if (!h->dg) return;
-  real *dg = h->dg + start * h->value_heads;
-  real sums[CHUNK], sum = paths->across;
-  for (int64_t t = 0; t < n; t++) {
-    sums[t] = sum + paths->between[t];
-    sum += paths->to_state[t];
-  }
-  sum = 0;
-  for (int64_t t = n - 1; t >= 0; t--) {
-    sum += paths->from_state[t];
-    real *to = dg + t * h->value_heads;
-    *to = (h->accumulate[GATE] ? *to : 0) + sums[t] + sum;
-  }
-}
-
 /* From F_ij = do_i (beta e)_j in score_gradient and H_ij = y_i (beta e)_j in feedback_gradient to the gradients of q_i k_j and
  * p_i k_j, and to the paths between the chunk's own tokens. */
 static void score_gradients(const delta_rule_head *h, int64_t n, const real *betas, chunk_scratch *s,
@@ -203,14 +142,7 @@ static void score_gradients(const delta_rule_head *h, int64_t n, const real *bet
 #pragma omp simd
       for (int64_t j = 0; j < CHUNK; j++) paths_from[j] -= j < t ? feedback[j] * gradient[j] : 0;
     }
-    const real *score = s->score + t * CHUNK, *gradient = s->score_gradient + t * CHUNK;
-    real sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < CHUNK; j++) {
-      paths_from[j] = j < t ? paths_from[j] + score[j] * gradient[j] : 0;
-      sum += paths_from[j];
-    }
-    paths->between[t] = sum;
+    paths->between[t] = chunk_paths_past(t, s->score + t * CHUNK, s->score_gradient + t * CHUNK, paths_from);
   }
   for (int64_t i = 0; i < n; i++) {
     real *score = s->score_gradient + i * CHUNK, *feedback = s->feedback_gradient + i * CHUNK;
@@ -222,19 +154,6 @@ static void score_gradients(const delta_rule_head *h, int64_t n, const real *bet
       score[j] = j <= i ? a : 0;
       feedback[j] = j < i ? l : 0;
     }
-  }
-}
-
-/* to (n,K), rows `stride` apart, = or += from (n,K); inner[i] = from_i x_i. */
-static void add_rows(int64_t n, int64_t K, const real *from, const real *x, int64_t stride, bool accumulate, real *to,
-                     real *inner) {
-  for (int64_t i = 0; i < n; i++) {
-    inner[i] = scan_dot(from + i * K, x + i * stride, K);
-    if (!to) continue;
-    if (accumulate)
-      for (int64_t c = 0; c < K; c++) to[i * stride + c] += from[i * K + c];
-    else
-      memcpy(to + i * stride, from + i * K, (size_t)K * sizeof(real));
   }
 }
 
@@ -252,7 +171,8 @@ static void backward_chunk(const delta_rule_head *h, int64_t start, int64_t n, c
   for (int64_t j = 0; j < n; j++) betas[j] = h->beta[(start + j) * h->value_heads];
 
   /* the matrices again, now with beta on the rows of L: beta e = (I + L)^{-1} beta (v - ...), whose transpose is wanted */
-  find_decay(n, h->g + start * h->value_heads, h->value_heads, h->after_decay, &d, s->decay);
+  chunk_find_decay(n, h->g + start * h->value_heads, h->value_heads, &d, s->decay);
+  const real *feedback_decay = h->after_decay ? d.in : d.before;
   find_scores(h, n, q, k, p, betas, ones, s);
   COMBA_VARIANT(comba_unit_lower_inverse)(n, s->feedback, s->inverse, s->merge);
 
@@ -288,7 +208,7 @@ static void backward_chunk(const delta_rule_head *h, int64_t start, int64_t n, c
       else
         for (int64_t c = 0; c < V; c++) to[c] = betas[i] * y[c];
     }
-    const real read = -betas[i] * d.feedback[i], written = h->scale * d.in[i];
+    const real read = -betas[i] * feedback_decay[i], written = h->scale * d.in[i];
 #pragma omp simd
     for (int64_t c = 0; c < V; c++) {
       y[c] *= read;                                                 /* the gradient of p_i S */
@@ -298,7 +218,7 @@ static void backward_chunk(const delta_rule_head *h, int64_t start, int64_t n, c
   }
 
   comba_gemm_serial('N', 'T', n, K, V, 1, s->output, V, state, V, 0, s->keys, K);
-  add_rows(n, K, s->keys, q, stride, h->accumulate[Q], dq, paths.from_state);
+  chunk_add_rows(n, K, s->keys, q, stride, h->accumulate[Q], dq, paths.from_state);
   if (dq) comba_gemm_serial('N', 'N', n, K, n, 1, s->score_gradient, CHUNK, k, stride, 1, dq, stride);
   if (dk) {
     comba_gemm_serial('T', 'N', n, K, n, 1, s->score_gradient, CHUNK, q, stride, h->accumulate[KEY], dk, stride);
@@ -306,13 +226,11 @@ static void backward_chunk(const delta_rule_head *h, int64_t start, int64_t n, c
     comba_gemm_serial('N', 'T', n, K, V, 1, s->rest, V, s->state, V, 1, dk, stride);
   }
   comba_gemm_serial('N', 'T', n, K, V, 1, s->values, V, state, V, 0, s->keys, K);
-  add_rows(n, K, s->keys, p, stride, h->accumulate[P], dp, inner);
+  chunk_add_rows(n, K, s->keys, p, stride, h->accumulate[P], dp, inner);
   if (dp) comba_gemm_serial('N', 'N', n, K, n, 1, s->feedback_gradient, CHUNK, k, stride, 1, dp, stride);
   for (int64_t i = h->after_decay ? 0 : 1; i < n; i++) paths.from_state[i - !h->after_decay] += inner[i];
-  double across = 0; /* K V terms: by rows, and the rows in double */
-  for (int64_t i = 0; i < K; i++) across += (double)scan_dot(state + i * V, s->state + i * V, V);
-  paths.across = d.total * (real)across;
-  gate_gradient(h, start, n, &paths);
+  paths.across = chunk_across(d.total, state, s->state, K, V);
+  chunk_gate_gradient(n, &paths, h->accumulate[GATE], h->dg ? h->dg + start * h->value_heads : NULL, h->value_heads);
 
   comba_gemm_serial('T', 'N', K, V, n, 1, q, stride, s->output, V, d.total, s->state, V);
   comba_gemm_serial('T', 'N', K, V, n, 1, p, stride, s->values, V, 1, s->state, V);
