@@ -63,6 +63,7 @@ library_sources = \
 	lib/mixers/projection.c \
 	lib/mixers/projection.h \
 	lib/mixers/mixer.h \
+	lib/mixers/retnet.c \
 	lib/mixers/table.c \
 	lib/mixers/transformer.c \
 	lib/model/build.c \

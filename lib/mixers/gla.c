@@ -24,16 +24,13 @@ static int64_t kv_heads(const config *c) {
   return c->num_kv_heads ? c->num_kv_heads : c->num_heads;
 }
 
-static int64_t head_dim(const config *c, int64_t hidden_size, double expand) {
-  return (int64_t)((double)hidden_size * expand) / c->num_heads;
-}
-
 static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_tensor *x) {
   if (!x) return NULL;
   const config *c = opaque;
   comba_graph *graph = build->graph;
   const int64_t B = build->batch, T = build->length, d = x->shape.size[2], H = c->num_heads, HKV = kv_heads(c);
-  const int64_t K = head_dim(c, d, c->expand_k), V = head_dim(c, d, c->expand_v);
+  const int64_t K = comba_expanded_head_size(d, c->expand_k, c->num_heads),
+                V = comba_expanded_head_size(d, c->expand_v, c->num_heads);
   const int64_t taps = c->use_short_conv ? c->conv_size : 0;
 
   comba_tensor *q = comba_build_projection(build, "q", x, H, K, taps, taps > 0);
@@ -84,11 +81,9 @@ static const comba_field fields[] = {
 
 static comba_status check(const void *opaque, int64_t hidden_size) {
   const config *c = opaque;
-  const double size[] = {(double)hidden_size * c->expand_k, (double)hidden_size * c->expand_v};
-  for (int i = 0; i < 2; i++)
-    if (size[i] != (double)((int64_t)(size[i] / (double)c->num_heads) * c->num_heads) || size[i] < 1)
-      return comba_fail(COMBA_ERROR_ARGUMENT, "hidden_size * %s is %g, expected a positive multiple of num_heads %lld",
-                        i ? "expand_v" : "expand_k", size[i], (long long)c->num_heads);
+  comba_status status = comba_check_expansion("expand_k", hidden_size, c->expand_k, c->num_heads);
+  if (status == COMBA_OK) status = comba_check_expansion("expand_v", hidden_size, c->expand_v, c->num_heads);
+  if (status != COMBA_OK) return status;
   if (c->num_heads % kv_heads(c))
     return comba_fail(COMBA_ERROR_ARGUMENT, "num_kv_heads is %lld, expected a divisor of num_heads %lld",
                       (long long)kv_heads(c), (long long)c->num_heads);
@@ -97,8 +92,8 @@ static comba_status check(const void *opaque, int64_t hidden_size) {
 
 static comba_mixer_cost cost(const void *opaque, int64_t hidden_size) {
   const config *c = opaque;
-  const double state =
-      (double)(c->num_heads * head_dim(c, hidden_size, c->expand_k) * head_dim(c, hidden_size, c->expand_v));
+  const double state = (double)(c->num_heads * comba_expanded_head_size(hidden_size, c->expand_k, c->num_heads) *
+                                comba_expanded_head_size(hidden_size, c->expand_v, c->num_heads));
   return (comba_mixer_cost){.state_elements = state, .flops_per_token = 5 * state};
 }
 

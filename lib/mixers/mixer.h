@@ -28,6 +28,7 @@ typedef struct comba_mixer_row {
 extern const comba_mixer_row comba_mixer_comba;
 extern const comba_mixer_row comba_mixer_gla;
 extern const comba_mixer_row comba_mixer_hgrn2;
+extern const comba_mixer_row comba_mixer_retnet;
 extern const comba_mixer_row comba_mixer_transformer;
 
 /* All mixers; ends with NULL. */

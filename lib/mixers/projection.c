@@ -47,3 +47,15 @@ comba_tensor *comba_build_head_output(comba_build *build, const char *name, comb
   return comba_linear(build->graph, o, comba_build_residual_weight(build, "o_proj.weight", COMBA_SHAPE(d, H * V)),
                       NULL);
 }
+
+int64_t comba_expanded_head_size(int64_t hidden_size, double expand, int64_t heads) {
+  const double channels = (double)hidden_size * expand;
+  const int64_t size = (int64_t)(channels / (double)heads);
+  return (double)(size * heads) == channels ? size : 0;
+}
+
+comba_status comba_check_expansion(const char *field, int64_t hidden_size, double expand, int64_t heads) {
+  if (comba_expanded_head_size(hidden_size, expand, heads)) return COMBA_OK;
+  return comba_fail(COMBA_ERROR_ARGUMENT, "hidden_size * %s is %g, expected a positive multiple of num_heads %lld",
+                    field, (double)hidden_size * expand, (long long)heads);
+}
