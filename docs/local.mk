@@ -3,5 +3,7 @@ documentation = \
 	docs/design.md \
 	docs/diagonal_decay.md \
 	docs/formats.md \
+	docs/mixers/delta_net.md \
+	docs/mixers/gated_deltanet.md \
 	docs/scalar_decay.md
 EXTRA_DIST += $(documentation)

@@ -58,6 +58,10 @@ library_sources = \
 	lib/data/tokens.h \
 	lib/mixers/attention.h \
 	lib/mixers/comba.c \
+	lib/mixers/delta_heads.c \
+	lib/mixers/delta_heads.h \
+	lib/mixers/delta_net.c \
+	lib/mixers/gated_deltanet.c \
 	lib/mixers/gla.c \
 	lib/mixers/hgrn2.c \
 	lib/mixers/projection.c \
@@ -99,6 +103,7 @@ kernel_sources = \
 	lib/ops/bounded_gate.c \
 	lib/ops/channel_decay.c \
 	lib/ops/channels_to_tokens.c \
+	lib/ops/constant.c \
 	lib/ops/convolution.c \
 	lib/ops/cross_entropy.c \
 	lib/ops/decay_gate.c \
@@ -130,6 +135,7 @@ kernel_sources = \
 	lib/ops/sequence_pool.c \
 	lib/ops/sequences.h \
 	lib/ops/short_convolution.c \
+	lib/ops/sum_norm.c \
 	lib/ops/swiglu.c \
 	lib/ops/table.c \
 	lib/ops/window.h \

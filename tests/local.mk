@@ -12,6 +12,7 @@ suites = \
 	tests/test_gemm \
 	tests/test_graph \
 	tests/test_images \
+	tests/test_mixers \
 	tests/test_model \
 	tests/test_operators \
 	tests/test_parity \
@@ -28,6 +29,7 @@ tests_json_has_LDADD = $(JANSSON_LIBS)
 # Suites of whole models.
 model_case = tests/model_case.c tests/model_case.h
 tests_test_decoder_SOURCES = tests/test_decoder.c $(model_case)
+tests_test_mixers_SOURCES = tests/test_mixers.c $(model_case)
 tests_test_model_SOURCES = tests/test_model.c $(model_case)
 tests_test_training_SOURCES = tests/test_training.c $(model_case)
 tests_test_vision_model_SOURCES = tests/test_vision_model.c $(model_case)

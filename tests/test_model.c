@@ -1,4 +1,4 @@
-/* Comba language models against the double-precision oracle: logits, loss, gradients, for each switch of the layer and both
+/* Language models of Comba, Gated DeltaNet and DeltaNet against the double-precision oracle: logits, loss, gradients, for each switch of the layer and both
  * modes; packed sequences; the mixer handle. */
 #include <stdio.h>
 #include <string.h>
@@ -22,6 +22,12 @@ typedef struct model_case {
       .value_size = V, .taps = W, .mlp = M, .norm_epsilon = 1e-6, __VA_ARGS__                                          \
     }                                                                                                                  \
   }
+
+#define MODEL(type) "\"model_type\": \"" type "\", "
+/* Neither p nor a correction: the feedback is the normalised key. */
+#define PLAIN .no_correction = true, .no_inner_decay = true, .feedback_not_unit = true
+#define GATED_DELTANET PLAIN, .feedback_after_decay = true
+#define DELTA_NET PLAIN, .decay = ORACLE_DECAY_ABSENT
 
 static const model_case cases[] = {
     CASE("released", 2, 16, 4, 24, "\"expand_v\": 2", .beta_scale = 1),
@@ -54,6 +60,26 @@ static const model_case cases[] = {
     CASE("constant decay", 2, 8, 4, 24, "\"decay_gate\": \"constant\"", .beta_scale = 1,
          .decay = ORACLE_DECAY_CONSTANT),
     CASE("no decay", 2, 8, 4, 24, "\"decay_gate\": \"one\"", .beta_scale = 1, .decay = ORACLE_DECAY_ONE),
+    CASE("gated_deltanet", 2, 16, 4, 24, MODEL("gated_deltanet") "\"expand_v\": 2", .beta_scale = 1,
+         .gate = ORACLE_GATE_SWISH, GATED_DELTANET),
+    CASE("gated_deltanet, grouped value heads, negative eigenvalues", 4, 8, 3, 24,
+         MODEL("gated_deltanet") "\"num_v_heads\": 4, \"allow_neg_eigval\": true, \"conv_size\": 3", .beta_scale = 2,
+         .gate = ORACLE_GATE_SWISH, GATED_DELTANET),
+    CASE("gated_deltanet, no gate, no convolution", 2, 8, 0, 24,
+         MODEL("gated_deltanet") "\"use_gate\": false, \"use_short_conv\": false", .beta_scale = 1,
+         .gate = ORACLE_GATE_NONE, GATED_DELTANET),
+    CASE("delta_net", 2, 8, 4, 24, MODEL("delta_net") "\"use_output_norm\": true", .beta_scale = 1,
+         .gate = ORACLE_GATE_NONE, DELTA_NET),
+    CASE("delta_net, gate, negative eigenvalues, relu", 2, 16, 4, 24,
+         MODEL("delta_net") "\"use_gate\": true, \"allow_neg_eigval\": true, \"expand_v\": 2, "
+                            "\"qk_activation\": \"relu\"",
+         .beta_scale = 2, .gate = ORACLE_GATE_SWISH, .activation = ORACLE_ACTIVATION_RELU, DELTA_NET),
+    CASE("delta_net, elu, sum", 2, 8, 4, 24, MODEL("delta_net") "\"qk_activation\": \"elu\", \"qk_norm\": \"sum\"",
+         .beta_scale = 1, .gate = ORACLE_GATE_NONE, .activation = ORACLE_ACTIVATION_ELU, .sum_norm = true, DELTA_NET),
+    CASE("delta_net, identity, no beta, no convolution", 2, 8, 0, 24,
+         MODEL("delta_net") "\"qk_activation\": \"identity\", \"use_beta\": false, \"use_short_conv\": false",
+         .beta_scale = 1, .gate = ORACLE_GATE_NONE, .activation = ORACLE_ACTIVATION_IDENTITY, .fixed_beta = true,
+         DELTA_NET),
 };
 enum { CASES = sizeof cases / sizeof *cases };
 
@@ -65,9 +91,10 @@ static comba_model *create(const model_case *c, comba_mode mode) {
   comba_options_default(&options);
   options.mode = mode;
   snprintf(json, sizeof json,
-           "{\"model_type\": \"comba\", \"vocab_size\": %d, \"hidden_size\": %d, \"num_hidden_layers\": 2, "
+           "{%s\"vocab_size\": %d, \"hidden_size\": %d, \"num_hidden_layers\": 2, "
            "\"num_heads\": %d, \"head_dim\": %d, \"intermediate_size\": 24, %s%s}",
-           VOCABULARY, HIDDEN, HEADS, KEY, strstr(c->json, "expand_v") ? "" : "\"expand_v\": 1, ", c->json);
+           strstr(c->json, "model_type") ? "" : MODEL("comba"), VOCABULARY, HIDDEN, HEADS, KEY,
+           strstr(c->json, "expand_v") ? "" : "\"expand_v\": 1, ", c->json);
   return model_case_create(json, &options);
 }
 

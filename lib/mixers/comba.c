@@ -7,87 +7,62 @@
  *
  * As released, p is normalised, so that sigmoid(decay) cancels in the feedback and acts through D alone. The paper's Eq. 5
  * has it act on the feedback: p_normalize = false. correction_after_norm = true applies q - D p to normalised vectors. */
-#include "mixers/mixer.h"
-#include "mixers/projection.h"
-
 #include <stddef.h>
 
-static const double L2_EPSILON = 1e-6;
+#include "mixers/delta_heads.h"
+#include "mixers/projection.h"
 
 enum { SPLR, IPLR };
 enum { GATE_SIGMOID, GATE_SWISH };
 
 typedef struct config {
-  int64_t head_dim, num_heads, num_v_heads, conv_size;
-  double expand_v, correction_factor, beta_scale;
-  bool use_output_gate, use_short_conv, use_output_correction, use_inner_decay;
+  comba_heads heads; /* first: shared functions take a pointer to it */
+  double correction_factor, beta_scale;
+  bool use_output_gate, use_output_correction, use_inner_decay;
   bool p_normalize, correction_after_norm, honor_ablation_fields, use_feedback_decay;
   int transition, output_gate, decay_gate;
 } config;
-
-static int64_t value_heads(const config *c) {
-  return c->num_v_heads ? c->num_v_heads : c->num_heads;
-}
-
-static int64_t value_dim(const config *c) {
-  return (int64_t)((double)c->head_dim * c->expand_v);
-}
-
-static comba_tensor *head_scalar(comba_build *build, const char *name, int64_t heads, comba_distribution distribution,
-                                 double a) {
-  return comba_build_parameter(build, name, COMBA_SHAPE(heads), COMBA_ROLE_SCALAR, (comba_initial){distribution, a});
-}
 
 static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_tensor *x) {
   if (!x) return NULL;
   const config *c = opaque;
   comba_graph *graph = build->graph;
-  const int64_t B = build->batch, d = x->shape.size[2];
-  const int64_t H = c->num_heads, HV = value_heads(c), K = c->head_dim, V = value_dim(c);
+  const int64_t H = c->heads.num_heads, HV = comba_value_heads(&c->heads);
   /* fla's block does not pass these three to the layer, which then runs with true, true, 1 */
   const bool correct = !c->honor_ablation_fields || c->use_output_correction;
   const bool inner_decay = !c->honor_ablation_fields || c->use_inner_decay;
   const double initial_d = c->honor_ablation_fields ? c->correction_factor : 1;
 
-  const int64_t taps = c->use_short_conv ? c->conv_size : 0;
-  comba_tensor *q = comba_build_projection(build, "q", x, H, K, taps, true);
-  comba_tensor *k = comba_build_projection(build, "k", x, H, K, taps, true);
-  comba_tensor *v = comba_build_projection(build, "v", x, HV, V, taps, true);
+  comba_tensor *q, *k, *v;
+  comba_build_projections(build, &c->heads, x, &q, &k, &v);
   comba_tensor *a = comba_build_linear(build, "a_proj", x, HV, false);
   comba_tensor *b = comba_build_linear(build, "b_proj", x, HV, false);
   comba_tensor *beta = comba_activation(graph, b, COMBA_SIGMOID, c->beta_scale);
-  comba_tensor *a_log = head_scalar(build, "A_log", HV, COMBA_DRAW_A_LOG, 0);
-  comba_tensor *dt_bias = c->decay_gate == COMBA_DECAY_SIGMOID
-                              ? head_scalar(build, "dt_bias", HV, COMBA_DRAW_CONSTANT, 0)
-                              : head_scalar(build, "dt_bias", HV, COMBA_DRAW_DT_BIAS, 0);
-  comba_tensor *g = comba_decay_gate(graph, a, a_log, dt_bias, (comba_decay_kind)c->decay_gate);
-  comba_tensor *decay = inner_decay ? head_scalar(build, "decay", H, COMBA_DRAW_CONSTANT, 1) : NULL;
-  comba_tensor *D = correct ? head_scalar(build, "D", H, COMBA_DRAW_CONSTANT, initial_d) : NULL;
+  comba_tensor *g = comba_build_decay_gate(build, a, (comba_decay_kind)c->decay_gate);
+  comba_tensor *decay = inner_decay ? comba_build_head_scalar(build, "decay", H, COMBA_DRAW_CONSTANT, 1) : NULL;
+  comba_tensor *D = correct ? comba_build_head_scalar(build, "D", H, COMBA_DRAW_CONSTANT, initial_d) : NULL;
 
   if (c->correction_after_norm) {
-    q = comba_l2_norm(graph, q, L2_EPSILON);
-    k = comba_l2_norm(graph, k, L2_EPSILON);
+    q = comba_l2_norm(graph, q, COMBA_L2_EPSILON);
+    k = comba_l2_norm(graph, k, COMBA_L2_EPSILON);
   }
   comba_tensor *scaled = inner_decay ? comba_head_scale(graph, k, decay) : k;
   if (correct) q = comba_output_correction(graph, q, scaled, D);
   comba_tensor *p = c->use_feedback_decay ? scaled : k;
   if (!c->correction_after_norm) {
-    comba_tensor *unit = comba_l2_norm(graph, k, L2_EPSILON);
-    q = comba_l2_norm(graph, q, L2_EPSILON);
+    comba_tensor *unit = comba_l2_norm(graph, k, COMBA_L2_EPSILON);
+    q = comba_l2_norm(graph, q, COMBA_L2_EPSILON);
     /* the paper's feedback is sigmoid(decay) times the normalised key */
     if (!c->p_normalize) p = c->use_feedback_decay && inner_decay ? comba_head_scale(graph, unit, decay) : unit;
     k = unit;
   }
-  if (c->p_normalize) p = comba_l2_norm(graph, p, L2_EPSILON);
+  if (c->p_normalize) p = comba_l2_norm(graph, p, COMBA_L2_EPSILON);
 
-  comba_tensor *before = comba_build_state(build, "recurrent", COMBA_SHAPE(B, HV, K, V)), *after = NULL;
-  const comba_delta_rule_attributes attributes = {.feedback_after_decay = c->transition == IPLR, .mode = build->mode};
-  comba_tensor *o = comba_delta_rule(graph, q, k, p, v, beta, g, before, build->cu_seqlens, attributes, &after);
-  comba_build_update(build, before, after);
-
-  comba_tensor *gate = c->use_output_gate ? comba_build_linear(build, "g_proj", x, HV * V, false) : NULL;
+  comba_tensor *o = comba_build_delta_rule(build, q, k, p, v, beta, g, c->transition == IPLR);
+  comba_tensor *gate =
+      c->use_output_gate ? comba_build_linear(build, "g_proj", x, HV * comba_value_dim(&c->heads), false) : NULL;
   return comba_build_head_output(build, "o_norm.weight", o, gate,
-                                 c->output_gate == GATE_SWISH ? COMBA_SILU : COMBA_SIGMOID, d);
+                                 c->output_gate == GATE_SWISH ? COMBA_SILU : COMBA_SIGMOID, x->shape.size[2]);
 }
 
 static const char *const transitions[] = {"splr", "iplr", NULL};
@@ -96,22 +71,8 @@ static const char *const decay_gates[] = {"mamba2", "sigmoid", "constant", "one"
 
 #define FIELD(member) offsetof(config, member)
 static const comba_field fields[] = {
-    {"head_dim", COMBA_FIELD_INTEGER, FIELD(head_dim), .default_value = 256, .minimum = 1, .maximum = 4096,
-     .help = "key size of a head"},
-    {"num_heads", COMBA_FIELD_INTEGER, FIELD(num_heads), .default_value = 6, .minimum = 1, .maximum = 65536,
-     .help = "query and key heads"},
-    {"num_v_heads", COMBA_FIELD_INTEGER, FIELD(num_v_heads), .default_value = 0, .minimum = 1, .maximum = 65536,
-     .nullable = true, .null_value = 0,
-     .help =
-         "value heads, a multiple of num_heads; null: num_heads. q, k and p of a head serve its group of value heads"},
-    {"expand_v", COMBA_FIELD_NUMBER, FIELD(expand_v), .default_value = 2, .minimum = 1.0 / 4096, .maximum = 64,
-     .help = "value size of a head = head_dim * expand_v"},
     {"use_output_gate", COMBA_FIELD_BOOLEAN, FIELD(use_output_gate), .default_value = 1,
      .help = "gate the normed output"},
-    {"use_short_conv", COMBA_FIELD_BOOLEAN, FIELD(use_short_conv), .default_value = 1,
-     .help = "causal depthwise convolution of q, k and v"},
-    {"conv_size", COMBA_FIELD_INTEGER, FIELD(conv_size), .default_value = 4, .minimum = 1, .maximum = 64,
-     .help = "taps of the short convolution"},
     {"use_output_correction", COMBA_FIELD_BOOLEAN, FIELD(use_output_correction), .default_value = 1,
      .help = "q - D p; see honor_ablation_fields"},
     {"use_inner_decay", COMBA_FIELD_BOOLEAN, FIELD(use_inner_decay), .default_value = 1,
@@ -134,26 +95,8 @@ static const comba_field fields[] = {
      .help = "sigmoid (Comba) or swish (Gated DeltaNet)"},
     {"decay_gate", COMBA_FIELD_CHOICE, FIELD(decay_gate), .default_value = COMBA_DECAY_MAMBA2, .choices = decay_gates,
      .help = "alpha: mamba2 = exp(-exp(A_log) softplus(a + dt_bias)), sigmoid(a + dt_bias), constant (no a), or one"},
+    COMBA_HEADS_FIELDS(config, heads),
     {0}};
-
-static comba_status check(const void *opaque, int64_t hidden_size) {
-  (void)hidden_size;
-  const config *c = opaque;
-  const double size = (double)c->head_dim * c->expand_v;
-  if (value_dim(c) < 1 || size != (double)value_dim(c))
-    return comba_fail(COMBA_ERROR_ARGUMENT, "head_dim * expand_v is %g, expected a positive whole number", size);
-  if (value_heads(c) % c->num_heads)
-    return comba_fail(COMBA_ERROR_ARGUMENT, "num_v_heads is %lld, expected a multiple of num_heads %lld",
-                      (long long)value_heads(c), (long long)c->num_heads);
-  return COMBA_OK;
-}
-
-static comba_mixer_cost cost(const void *opaque, int64_t hidden_size) {
-  (void)hidden_size;
-  const config *c = opaque;
-  const double state = (double)(value_heads(c) * c->head_dim * value_dim(c));
-  return (comba_mixer_cost){.state_elements = state, .flops_per_token = 7 * state};
-}
 
 const comba_mixer_row comba_mixer_comba = {
     .model_type = "comba",
@@ -161,7 +104,7 @@ const comba_mixer_row comba_mixer_comba = {
     .source = "Improving Bilinear RNNs with Closed-loop Control, arXiv 2506.02475",
     .fields = fields,
     .config_size = sizeof(config),
-    .check = check,
+    .check = comba_heads_check,
     .build = build_mixer,
-    .cost = cost,
+    .cost = comba_heads_cost,
 };

@@ -12,11 +12,19 @@ typedef struct comba_mixer_cost {
   double flops_per_token; /* forward, engine only */
 } comba_mixer_cost;
 
+/* A field that a vision model's config has another default for. */
+typedef struct comba_default {
+  const char *name; /* NULL ends the list */
+  double value;
+} comba_default;
+
 typedef struct comba_mixer_row {
   const char *model_type;    /* "comba"; "comba_vision" is the same mixer in a vision model */
   const char *recurrence;    /* one line, for `info --mixers` */
   const char *source;        /* paper */
   const comba_field *fields; /* of the config struct; ends with a row without a name */
+  /* Where fla-zoo defaults differ from fla: of these or of the common fields; NULL: nowhere. */
+  const comba_default *vision_defaults;
   size_t config_size;
   /* Checks what the schema cannot (sizes that must divide); NULL: nothing to check. */
   comba_status (*check)(const void *config, int64_t hidden_size);
@@ -26,6 +34,8 @@ typedef struct comba_mixer_row {
 } comba_mixer_row;
 
 extern const comba_mixer_row comba_mixer_comba;
+extern const comba_mixer_row comba_mixer_delta_net;
+extern const comba_mixer_row comba_mixer_gated_deltanet;
 extern const comba_mixer_row comba_mixer_gla;
 extern const comba_mixer_row comba_mixer_hgrn2;
 extern const comba_mixer_row comba_mixer_retnet;

@@ -34,6 +34,17 @@ static comba_status fail_model_type(const json_t *value) {
                     value ? comba_json_describe(value, text) : "missing", known, vision_suffix);
 }
 
+static void set_vision_defaults(comba_config *config) {
+  const comba_default *entry = config->mixer->vision_defaults;
+  for (; entry && entry->name; entry++) {
+    const comba_field *own = comba_fields_find(config->mixer->fields, entry->name);
+    if (own)
+      comba_field_store(own, config->mixer_config, entry->value);
+    else
+      comba_field_store(comba_fields_find(comba_schema_common, entry->name), config, entry->value);
+  }
+}
+
 /* An empty config of that model_type with all defaults. */
 static comba_status create(comba_config **config, const json_t *model_type) {
   comba_status status = COMBA_OK;
@@ -62,6 +73,8 @@ static comba_status create(comba_config **config, const json_t *model_type) {
   if (made->kind == COMBA_KIND_LANGUAGE) {
     made->hidden_ratio = (int64_t)defaults->hidden_ratio;
     made->pad_token_id = (int64_t)defaults->pad_token_id;
+  } else {
+    set_vision_defaults(made);
   }
   *config = made;
   made = NULL;

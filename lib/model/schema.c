@@ -142,7 +142,7 @@ bool comba_schema_is_inert(const char *name) {
       "attn_mode", "fuse_norm", "fuse_swiglu", "fuse_cross_entropy", "fuse_linear_cross_entropy", "use_cache",
       "use_l2warp", "attnres_block_size", "hidden_act", "elementwise_affine", "norm_first", "conv_bias",
       "max_position_embeddings", "attention_bias", "pad_token_id", "bos_token_id", "eos_token_id",
-      "tie_word_embeddings", "encoder_stride", "use_mask_token", "use_gk", "use_gv",
+      "tie_word_embeddings", "encoder_stride", "use_mask_token", "use_gk", "use_gv", "use_output_norm",
       /* transformers: what every config carries */
       "model_type", "architectures", "auto_map", "transformers_version", "_name_or_path", "dtype", "torch_dtype",
       "id2label", "label2id", "num_labels", "problem_type", "return_dict", "output_attentions", "output_hidden_states",

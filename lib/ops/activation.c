@@ -4,7 +4,8 @@
  *   silu     x s                   s + x s (1 - s)
  *   gelu     x Phi(x)              Phi(x) + x phi(x), Phi and phi the normal distribution and its density
  *   tanh     tanh(x)               1 - tanh(x)^2
- *   relu     max(x, 0)             1 where x > 0 */
+ *   relu     max(x, 0)             1 where x > 0
+ *   elu + 1  x + 1, e^x if x <= 0  1, e^x if x <= 0 */
 #include "ops/extent.h"
 #include "ops/gradient.h"
 #include "ops/ops.h"
@@ -13,9 +14,9 @@
 static comba_status infer(comba_signature *s) {
   const comba_activation_attributes *attributes = s->attributes;
   if (!comba_extent_fits(&s->input[0], 0)) return comba_fail_shape(s, 0, "any shape");
-  if ((unsigned)attributes->function > COMBA_RELU)
+  if ((unsigned)attributes->function > COMBA_ELU_PLUS_ONE)
     return comba_fail(COMBA_ERROR_ARGUMENT, "activation: function is %d, expected 0 to %d", (int)attributes->function,
-                      COMBA_RELU);
+                      COMBA_ELU_PLUS_ONE);
   s->outputs = 1;
   s->output[0] = s->input[0];
   return COMBA_OK;
@@ -63,6 +64,9 @@ static void map(comba_function function, real scale, const real *restrict x, rea
   case COMBA_RELU:
     for (int64_t i = 0; i < n; i++) y[i] = x[i] > 0 ? scale * x[i] : 0;
     break;
+  case COMBA_ELU_PLUS_ONE:
+    for (int64_t i = 0; i < n; i++) y[i] = scale * (x[i] > 0 ? x[i] + 1 : comba_exp(x[i]));
+    break;
   }
 }
 
@@ -97,6 +101,9 @@ static void map_gradient(comba_function function, real scale, const real *restri
     break;
   case COMBA_RELU:
     for (int64_t i = 0; i < n; i++) slope[i] = x[i] > 0 ? scale * dy[i] : 0;
+    break;
+  case COMBA_ELU_PLUS_ONE:
+    for (int64_t i = 0; i < n; i++) slope[i] = scale * dy[i] * (x[i] > 0 ? 1 : comba_exp(x[i]));
     break;
   }
 }
@@ -148,6 +155,10 @@ static const comba_case cases[] = {
     {.name = "gelu, saturated", .attributes = FUNCTION(COMBA_GELU, 0), .input = {{COMBA_SHAPE(61), SATURATED}}},
     {.name = "tanh", .attributes = FUNCTION(COMBA_TANH, 1.5), .input = {{COMBA_SHAPE(3, 5, 83)}}},
     {.name = "relu", .attributes = FUNCTION(COMBA_RELU, -2), .input = {{COMBA_SHAPE(3, 5, 83)}}},
+    {.name = "elu + 1", .attributes = FUNCTION(COMBA_ELU_PLUS_ONE, 0), .input = {{COMBA_SHAPE(3, 5, 83)}}},
+    {.name = "elu + 1, saturated",
+     .attributes = FUNCTION(COMBA_ELU_PLUS_ONE, 0.5),
+     .input = {{COMBA_SHAPE(61), SATURATED}}},
     {.name = "silu, 2048 x 1024",
      .attributes = FUNCTION(COMBA_SILU, 0),
      .benchmark = true,
@@ -160,7 +171,7 @@ static const comba_case cases[] = {
 
 const comba_op COMBA_VARIANT(comba_op_activation) = {
     .name = "activation",
-    .formula = "y = scale f(x), f sigmoid, silu, gelu, tanh or relu",
+    .formula = "y = scale f(x), f sigmoid, silu, gelu, tanh, relu or elu + 1",
     .inputs = 1,
     .outputs = 1,
     .input_class = {COMBA_ACTIVATION},

@@ -41,6 +41,7 @@ typedef enum comba_function {
   COMBA_GELU,
   COMBA_TANH,
   COMBA_RELU,
+  COMBA_ELU_PLUS_ONE,
 } comba_function;
 typedef struct comba_activation_attributes {
   comba_function function;
@@ -90,6 +91,11 @@ static inline comba_tensor *comba_layer_norm(comba_graph *graph, comba_tensor *x
 static inline comba_tensor *comba_l2_norm(comba_graph *graph, comba_tensor *x, double epsilon) {
   comba_norm_attributes attributes = {epsilon};
   return COMBA_APPEND(graph, l2_norm, &attributes, NULL, x);
+}
+
+/* y = x / sum(x) over the last dimension; 0 where the sum is 0 (features of relu may all be 0) */
+static inline comba_tensor *comba_sum_norm(comba_graph *graph, comba_tensor *x) {
+  return COMBA_APPEND(graph, sum_norm, NULL, NULL, x);
 }
 
 /* Depthwise causal convolution along T (mixers.md 4.1): y[t] = f(sum_j weight[c, 0, j] x[t - (W-1) + j] + bias[c]), f silu or
@@ -168,6 +174,16 @@ static inline comba_tensor *comba_bounded_gate(comba_graph *graph, comba_tensor 
                                                comba_tensor **key) {
   comba_bounded_gate_attributes attributes = {layer};
   return COMBA_APPEND(graph, bounded_gate, &attributes, key, x, bounds);
+}
+
+/* y = value everywhere: a gate that a mixer fixes. No gradient is computed for it. */
+typedef struct comba_constant_attributes {
+  comba_shape shape;
+  double value;
+} comba_constant_attributes;
+static inline comba_tensor *comba_constant(comba_graph *graph, comba_shape shape, double value) {
+  comba_constant_attributes attributes = {shape, value};
+  return comba_graph_append(graph, COMBA_OP_constant, &attributes, 0, NULL, NULL);
 }
 
 /* Rotary position embedding, half-split pairs (mixers.md 4.5): x (B,T,H,D), D even; position (1) int32, optional: the

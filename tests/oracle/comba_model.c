@@ -96,16 +96,25 @@ static double *rms_norm(const double *x, const double *w, int64_t rows, int64_t 
   return y;
 }
 
-/* x / sqrt(sum x^2 + epsilon), row by row */
-static void normalize(double *x, int64_t rows, int64_t size) {
+/* x / sqrt(sum x^2 + epsilon) or x / sum x, row by row */
+static void normalize(const oracle_config *c, double *x, int64_t rows, int64_t size) {
   for (int64_t r = 0; r < rows; r++) {
     double sum = 0;
-    for (int64_t i = 0; i < size; i++) sum += x[r * size + i] * x[r * size + i];
-    for (int64_t i = 0; i < size; i++) x[r * size + i] /= sqrt(sum + L2_EPSILON);
+    for (int64_t i = 0; i < size; i++) sum += x[r * size + i] * (c->sum_norm ? 1 : x[r * size + i]);
+    for (int64_t i = 0; i < size; i++) x[r * size + i] /= c->sum_norm ? sum : sqrt(sum + L2_EPSILON);
   }
 }
 
-/* silu of W x, after a causal convolution where there are taps: y_t = sum_j w_j x_{t - (taps - 1) + j} */
+static double activate(oracle_activation activation, double x) {
+  switch (activation) {
+  case ORACLE_ACTIVATION_RELU: return x > 0 ? x : 0;
+  case ORACLE_ACTIVATION_ELU: return x > 0 ? x + 1 : exp(x);
+  case ORACLE_ACTIVATION_IDENTITY: return x;
+  default: return silu(x);
+  }
+}
+
+/* f of W x, after a causal convolution where there are taps: y_t = sum_j w_j x_{t - (taps - 1) + j} */
 static double *features(oracle_model *oracle, int64_t layer, char which, const double *x, int64_t T, int64_t channels) {
   const int64_t taps = oracle->config.taps;
   char name[64];
@@ -123,7 +132,8 @@ static double *features(oracle_model *oracle, int64_t layer, char which, const d
   } else {
     memcpy(y, linear, (size_t)(T * channels) * sizeof *y);
   }
-  for (int64_t i = 0; i < T * channels; i++) y[i] = silu(y[i]);
+  const oracle_activation activation = which == 'v' ? ORACLE_ACTIVATION_SILU : oracle->config.activation;
+  for (int64_t i = 0; i < T * channels; i++) y[i] = activate(activation, y[i]);
   free(linear);
   return y;
 }
@@ -132,6 +142,7 @@ static double *features(oracle_model *oracle, int64_t layer, char which, const d
 static double *log_decay(oracle_model *oracle, int64_t layer, const double *x, int64_t T) {
   const oracle_config *c = &oracle->config;
   const int64_t HV = c->value_heads;
+  if (c->decay == ORACLE_DECAY_ABSENT) return zeros(T * HV);
   const double *A_log = layer_weight(oracle, layer, "attn.A_log"),
                *dt_bias = layer_weight(oracle, layer, "attn.dt_bias");
   double *g = project(x, layer_weight(oracle, layer, "attn.a_proj.weight"), T, c->hidden, HV);
@@ -141,7 +152,7 @@ static double *log_decay(oracle_model *oracle, int64_t layer, const double *x, i
     case ORACLE_DECAY_MAMBA2: g[i] = -rate * softplus(u); break;
     case ORACLE_DECAY_SIGMOID: g[i] = -softplus(-u); break;
     case ORACLE_DECAY_CONSTANT: g[i] = -rate * softplus(bias); break;
-    case ORACLE_DECAY_ONE: g[i] = 0; break;
+    default: g[i] = 0; break;
     }
   }
   return g;
@@ -155,24 +166,24 @@ static double *control(oracle_model *oracle, int64_t layer, double *q, double *k
   const double *D = c->no_correction ? NULL : layer_weight(oracle, layer, "attn.D");
   double *p = zeros(rows * K);
   if (c->correction_after_norm) {
-    normalize(q, rows, K);
-    normalize(k, rows, K);
+    normalize(c, q, rows, K);
+    normalize(c, k, rows, K);
   }
   for (int64_t i = 0; i < rows * K; i++) {
     const int64_t h = i / K % H;
     const double scaled = decay ? sigmoid(decay[h]) * k[i] : k[i];
     if (D) q[i] -= D[h] * scaled;
   }
-  if (!c->correction_after_norm) normalize(q, rows, K);
+  if (!c->correction_after_norm) normalize(c, q, rows, K);
   double *raw = zeros(rows * K);
   memcpy(raw, k, (size_t)(rows * K) * sizeof *raw);
-  if (!c->correction_after_norm) normalize(k, rows, K);
+  if (!c->correction_after_norm) normalize(c, k, rows, K);
   for (int64_t i = 0; i < rows * K; i++) {
     const int64_t h = i / K % H;
     const double b = decay && !c->no_feedback_decay ? sigmoid(decay[h]) : 1;
     p[i] = b * (c->feedback_not_unit ? k[i] : raw[i]);
   }
-  if (!c->feedback_not_unit) normalize(p, rows, K);
+  if (!c->feedback_not_unit) normalize(c, p, rows, K);
   free(raw);
   return p;
 }
@@ -213,8 +224,9 @@ static double *mix(oracle_model *oracle, int64_t layer, const double *x, int64_t
   double *q = features(oracle, layer, 'q', x, T, H * c->key_size);
   double *k = features(oracle, layer, 'k', x, T, H * c->key_size);
   double *v = features(oracle, layer, 'v', x, T, HV * V);
-  double *beta = project(x, layer_weight(oracle, layer, "attn.b_proj.weight"), T, d, HV);
-  for (int64_t i = 0; i < T * HV; i++) beta[i] = c->beta_scale * sigmoid(beta[i]);
+  double *beta =
+      c->fixed_beta ? zeros(T * HV) : project(x, layer_weight(oracle, layer, "attn.b_proj.weight"), T, d, HV);
+  for (int64_t i = 0; i < T * HV; i++) beta[i] = c->beta_scale * (c->fixed_beta ? 1 : sigmoid(beta[i]));
   double *g = log_decay(oracle, layer, x, T);
   double *p = control(oracle, layer, q, k, T);
   double *o = recur(c, q, k, p, v, beta, g, T);

@@ -1,4 +1,4 @@
-/* Language models of Comba in double precision, token by token with plain loops: written from the formulas, sharing nothing
+/* Language models of Comba, Gated DeltaNet and DeltaNet in double precision, token by token with plain loops: written from the formulas, sharing nothing
  * with the library but the names of the weights. */
 #ifndef COMBA_TESTS_COMBA_MODEL_H
 #define COMBA_TESTS_COMBA_MODEL_H
@@ -14,8 +14,15 @@ typedef enum oracle_decay {
   ORACLE_DECAY_MAMBA2,
   ORACLE_DECAY_SIGMOID,
   ORACLE_DECAY_CONSTANT,
-  ORACLE_DECAY_ONE
+  ORACLE_DECAY_ONE,
+  ORACLE_DECAY_ABSENT /* 0, and the layer has no weights for it */
 } oracle_decay;
+typedef enum oracle_activation {
+  ORACLE_ACTIVATION_SILU,
+  ORACLE_ACTIVATION_RELU,
+  ORACLE_ACTIVATION_ELU, /* elu(x) + 1 */
+  ORACLE_ACTIVATION_IDENTITY
+} oracle_activation;
 
 /* Zero in the second half means what the released code does. */
 typedef struct oracle_config {
@@ -27,12 +34,15 @@ typedef struct oracle_config {
   oracle_gate gate;
   oracle_decay decay;
   bool tied;
-  bool no_correction;         /* q instead of q - D p */
-  bool no_inner_decay;        /* p = k instead of p = sigmoid(decay) k */
-  bool no_feedback_decay;     /* the feedback reads k, the correction keeps p */
-  bool feedback_not_unit;     /* the feedback is sigmoid(decay) times the normalised k */
-  bool correction_after_norm; /* norm(q) - D sigmoid(decay) norm(k) instead of norm(q - D p) */
-  bool feedback_after_decay;  /* iplr: the error reads the decayed state */
+  bool no_correction;           /* q instead of q - D p */
+  bool no_inner_decay;          /* p = k instead of p = sigmoid(decay) k */
+  bool no_feedback_decay;       /* the feedback reads k, the correction keeps p */
+  bool feedback_not_unit;       /* the feedback is sigmoid(decay) times the normalised k */
+  bool correction_after_norm;   /* norm(q) - D sigmoid(decay) norm(k) instead of norm(q - D p) */
+  bool feedback_after_decay;    /* iplr: the error reads the decayed state */
+  bool fixed_beta;              /* beta is beta_scale */
+  bool sum_norm;                /* q and k are divided by their sum, not by their length */
+  oracle_activation activation; /* of q and k */
 } oracle_config;
 
 typedef struct oracle_model oracle_model;
