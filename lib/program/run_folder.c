@@ -245,6 +245,8 @@ comba_status comba_run_folder_write(const comba_run_folder *folder, const char *
   comba_status status = COMBA_OK;
   char *path = comba_run_folder_path(folder, made);
   if (!path) return COMBA_ERROR_MEMORY;
+  if (!comba_path_exists(folder->path)) /* making it again would hide what became of the run's files */
+    COMBA_TRY(comba_fail(COMBA_ERROR_IO, "%s: the output folder has vanished", folder->path));
   COMBA_TRY(comba_folder_remove(folder->path, made));
   COMBA_TRY(comba_folder_make(path));
   COMBA_TRY(fill(context, path));
