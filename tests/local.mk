@@ -21,7 +21,8 @@ suites = \
 	tests/test_training \
 	tests/test_vision_model
 
-shell_tests = tests/cli.sh
+shell_tests = tests/cli.sh tests/hostile.sh
+include tests/fuzz/local.mk
 check_PROGRAMS += tests/json-has
 tests_json_has_SOURCES = tests/json_has.c
 tests_json_has_LDADD = $(JANSSON_LIBS)
