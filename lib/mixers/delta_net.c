@@ -82,18 +82,10 @@ static const comba_field fields[] = {
      .help = "q and k of a head are divided by their length (\"l2\") or by their sum (\"sum\")"},
     {0}};
 
-static comba_status check_expansion(const char *name, double expand, int64_t hidden_size, int64_t heads) {
-  const double size = (double)hidden_size * expand;
-  const int64_t whole = channels(hidden_size, expand);
-  if (whole >= 1 && size == (double)whole && whole % heads == 0) return COMBA_OK;
-  return comba_fail(COMBA_ERROR_ARGUMENT, "hidden_size * %s is %g, expected a multiple of num_heads %lld", name, size,
-                    (long long)heads);
-}
-
 static comba_status check(const void *opaque, int64_t hidden_size) {
   const config *c = opaque;
-  const comba_status status = check_expansion("expand_k", c->expand_k, hidden_size, c->num_heads);
-  return status == COMBA_OK ? check_expansion("expand_v", c->expand_v, hidden_size, c->num_heads) : status;
+  const comba_status status = comba_check_expansion("expand_k", hidden_size, c->expand_k, c->num_heads);
+  return status == COMBA_OK ? comba_check_expansion("expand_v", hidden_size, c->expand_v, c->num_heads) : status;
 }
 
 static comba_mixer_cost cost(const void *opaque, int64_t hidden_size) {
