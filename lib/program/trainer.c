@@ -259,7 +259,12 @@ comba_status comba_train(comba_training *training, comba_training_result *result
   *result = (comba_training_result){0};
   COMBA_TRY(begin(&l));
   interrupted = 0;
-  struct sigaction action = {.sa_handler = on_signal}, old_int, old_term;
+  /* The handler has a stack of its own: oneDNN's AVX-512 products (2.6) point the stack register at a buffer on the heap, and
+   * a signal's frame would go below it, over what malloc keeps there. */
+  static char signal_stack[1 << 17];
+  const stack_t stack = {.ss_sp = signal_stack, .ss_size = sizeof signal_stack};
+  sigaltstack(&stack, NULL);
+  struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_ONSTACK}, old_int, old_term;
   sigaction(SIGINT, &action, &old_int);
   sigaction(SIGTERM, &action, &old_term);
   l.began = l.logged_at = comba_clock();
