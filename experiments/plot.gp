@@ -9,6 +9,8 @@ set xzeroaxis
 set arrow from 0, graph 0 to 0, graph 1 nohead lc "gray"
 set grid x
 unset key
+set tmargin at screen 0.96
+set bmargin at screen 0.18
 set lmargin at screen 0.24
 set rmargin at screen 0.62
 set xlabel "loss minus the baseline's, nats a token"
