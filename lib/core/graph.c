@@ -63,7 +63,7 @@ int comba_graph_add_storage(comba_graph *graph, size_t bytes) {
   return graph->storages++;
 }
 
-static comba_tensor *add_tensor(comba_graph *graph, const char *name, comba_class class, comba_shape shape,
+static comba_tensor *add_tensor(comba_graph *graph, const char *name, comba_class kind, comba_shape shape,
                                 int storage) {
   if (graph->status != COMBA_OK || storage < 0) return NULL;
   if (!reserve(graph, (void **)&graph->tensor, &graph->tensor_capacity, graph->tensors, sizeof *graph->tensor))
@@ -76,11 +76,11 @@ static comba_tensor *add_tensor(comba_graph *graph, const char *name, comba_clas
     comba_graph_fail(graph, comba_fail_memory(sizeof *tensor, "a tensor"));
     return NULL;
   }
-  *tensor = (comba_tensor){.name = copy, .class = class, .shape = shape, .producer = -1, .storage = storage};
+  *tensor = (comba_tensor){.name = copy, .kind = kind, .shape = shape, .producer = -1, .storage = storage};
   return graph->tensor[graph->tensors++] = tensor;
 }
 
-static int new_storage(comba_graph *graph, comba_class class, const comba_shape *shape) {
+static int new_storage(comba_graph *graph, comba_class kind, const comba_shape *shape) {
   if (graph->status != COMBA_OK) return -1;
   const int64_t elements = comba_shape_elements(shape);
   if (elements < 0 || elements > (int64_t)1 << 40) {
@@ -89,12 +89,12 @@ static int new_storage(comba_graph *graph, comba_class class, const comba_shape 
         graph, comba_fail(COMBA_ERROR_ARGUMENT, "a tensor of shape %s is too large", comba_shape_text(shape, text)));
     return -1;
   }
-  return comba_graph_add_storage(graph, (size_t)elements * graph->backend->size[class]);
+  return comba_graph_add_storage(graph, (size_t)elements * graph->backend->size[kind]);
 }
 
-static comba_tensor *add_input(comba_graph *graph, const char *name, comba_class class, comba_shape shape,
+static comba_tensor *add_input(comba_graph *graph, const char *name, comba_class kind, comba_shape shape,
                                bool gradient) {
-  comba_tensor *tensor = add_tensor(graph, name, class, shape, new_storage(graph, class, &shape));
+  comba_tensor *tensor = add_tensor(graph, name, kind, shape, new_storage(graph, kind, &shape));
   if (!tensor) return NULL;
   graph->storage[tensor->storage].whole_life = true;
   tensor->needs_gradient = gradient && graph->flags & COMBA_GRAPH_BACKWARD;
@@ -102,17 +102,17 @@ static comba_tensor *add_input(comba_graph *graph, const char *name, comba_class
   return tensor;
 }
 
-comba_tensor *comba_graph_input(comba_graph *graph, const char *name, comba_class class, comba_shape shape) {
-  return add_input(graph, name, class, shape, false);
+comba_tensor *comba_graph_input(comba_graph *graph, const char *name, comba_class kind, comba_shape shape) {
+  return add_input(graph, name, kind, shape, false);
 }
 
 comba_tensor *comba_graph_input_with_gradient(comba_graph *graph, const char *name, comba_shape shape) {
   return add_input(graph, name, COMBA_ACTIVATION, shape, true);
 }
 
-comba_tensor *comba_graph_external(comba_graph *graph, const char *name, comba_class class, comba_shape shape,
+comba_tensor *comba_graph_external(comba_graph *graph, const char *name, comba_class kind, comba_shape shape,
                                    void *data) {
-  comba_tensor *tensor = add_tensor(graph, name, class, shape, new_storage(graph, class, &shape));
+  comba_tensor *tensor = add_tensor(graph, name, kind, shape, new_storage(graph, kind, &shape));
   if (!tensor) return NULL;
   graph->storage[tensor->storage].external = true;
   graph->storage[tensor->storage].data = tensor->data = data;
@@ -178,7 +178,7 @@ comba_tensor *comba_graph_append(comba_graph *graph, comba_op_id id, const void 
                                       new_storage(graph, op->output_class[i], &s->output[i]));
     if (!output) return NULL;
     output->producer = index;
-    output->needs_gradient = differentiable && output->class != COMBA_INDEX && !(op->constant_outputs >> i & 1);
+    output->needs_gradient = differentiable && output->kind != COMBA_INDEX && !(op->constant_outputs >> i & 1);
     node->output[i] = output;
     if (more && i > 0) more[i - 1] = output;
   }
@@ -193,7 +193,7 @@ comba_tensor *comba_reshape(comba_graph *graph, comba_tensor *x, comba_shape sha
                                        comba_shape_text(&shape, to), comba_shape_text(&x->shape, from)));
     return NULL;
   }
-  comba_tensor *view = add_tensor(graph, NULL, x->class, shape, x->storage);
+  comba_tensor *view = add_tensor(graph, NULL, x->kind, shape, x->storage);
   if (!view) return NULL;
   view->data = x->data;
   view->gradient = x->gradient;

@@ -21,7 +21,7 @@ typedef struct comba_graph comba_graph;
 
 typedef struct comba_tensor {
   const char *name; /* of inputs, parameters, states; NULL for results of nodes */
-  comba_class class;
+  comba_class kind;
   comba_shape shape;
   void *data;     /* valid after comba_graph_plan (inputs and results) or from the start (parameters, states) */
   void *gradient; /* likewise; NULL where no gradient flows */
@@ -41,12 +41,12 @@ comba_status comba_graph_status(const comba_graph *graph);
 
 /* Memory of the arena that lives as long as the graph; the caller writes data before each run. With `wants_gradient`
  * the reverse pass leaves the gradient in ->gradient. */
-comba_tensor *comba_graph_input(comba_graph *graph, const char *name, comba_class class, comba_shape shape);
+comba_tensor *comba_graph_input(comba_graph *graph, const char *name, comba_class kind, comba_shape shape);
 comba_tensor *comba_graph_input_with_gradient(comba_graph *graph, const char *name, comba_shape shape);
 /* Memory of the caller. A parameter's gradient is added to, never overwritten; NULL: not trained. */
 comba_tensor *comba_graph_parameter(comba_graph *graph, const char *name, comba_shape shape, void *data,
                                     void *gradient);
-comba_tensor *comba_graph_external(comba_graph *graph, const char *name, comba_class class, comba_shape shape,
+comba_tensor *comba_graph_external(comba_graph *graph, const char *name, comba_class kind, comba_shape shape,
                                    void *data);
 
 /* Appends a node and returns its first output; `more` (or NULL) receives the others. `input` may hold NULL for optional

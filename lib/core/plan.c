@@ -181,7 +181,7 @@ static void resolve(comba_graph *graph) {
     const size_t *size = graph->backend->size;
     for (int k = 0; k < s->inputs; k++) {
       if (!node->input[k]) continue;
-      const double bytes = (double)comba_shape_elements(&s->input[k]) * (double)size[node->input[k]->class];
+      const double bytes = (double)comba_shape_elements(&s->input[k]) * (double)size[node->input[k]->kind];
       const bool gradient = backward->input_gradient[k].data;
       forward->input[k] = backward->input[k] = (comba_view){node->input[k]->data, s->input[k]};
       if (gradient) backward->input_gradient[k] = (comba_view){node->input[k]->gradient, s->input[k]};
@@ -189,7 +189,7 @@ static void resolve(comba_graph *graph) {
       node->bytes[1] += bytes * ((node->op->backward_inputs >> k & 1) + gradient * (1 + backward->accumulate[k]));
     }
     for (int k = 0; k < s->outputs; k++) {
-      const double bytes = (double)comba_shape_elements(&s->output[k]) * (double)size[node->output[k]->class];
+      const double bytes = (double)comba_shape_elements(&s->output[k]) * (double)size[node->output[k]->kind];
       const bool gradient = backward->output_gradient[k].data;
       forward->output[k] = backward->output[k] = (comba_view){node->output[k]->data, s->output[k]};
       backward->output_gradient[k] = (comba_view){gradient ? node->output[k]->gradient : NULL, s->output[k]};

@@ -18,9 +18,9 @@ void comba_optimizer_default(comba_optimizer *optimizer) {
                                  .gradient_clip = 1.0f};
 }
 
-static comba_tensor *slab_tensor(comba_graph *graph, const char *name, comba_class class, const comba_slab *slab,
+static comba_tensor *slab_tensor(comba_graph *graph, const char *name, comba_class kind, const comba_slab *slab,
                                  float *data) {
-  return comba_graph_external(graph, name, class, COMBA_SHAPE(slab->elements), data);
+  return comba_graph_external(graph, name, kind, COMBA_SHAPE(slab->elements), data);
 }
 
 static comba_status build_optimizer(comba_model *model, bool decay_scalars) {

@@ -9,10 +9,14 @@
 
 #include "core/graph.h"
 
+#ifdef __cplusplus /* CUDA kernels read the attributes and build nothing */
+#define COMBA_APPEND(graph, op, attributes, ...) ((void)(attributes), (comba_tensor *)NULL)
+#else
 #define COMBA_APPEND(graph, op, attributes, more, ...)                                                                 \
   comba_graph_append(graph, COMBA_OP_##op, attributes,                                                                 \
                      (int)(sizeof((comba_tensor *[]){__VA_ARGS__}) / sizeof(comba_tensor *)),                          \
                      (comba_tensor *[]){__VA_ARGS__}, more)
+#endif
 
 /* y (..., n) = x (..., m) weight (n, m)^T + bias (n), bias optional */
 static inline comba_tensor *comba_linear(comba_graph *graph, comba_tensor *x, comba_tensor *weight,
