@@ -24,6 +24,9 @@ for file in $results/results.csv $results/full/seed-1/result.json $results/iplr/
 done
 grep -q '^paper,iplr,full,[0-9]*,2,[0-9.]*,2,[-0-9.]*,[0-9.]*,' $results/results.csv || fail "no paired difference"
 grep -q '^paper,no-b,.*"not run"' $results/results.csv || fail "an absent row is not marked"
+eval "$run" --rows '"full alpha-one"' >out 2>err || fail "a row with a mark fails"
+grep -q '^paper,alpha-one,full,.*,25.11,.*,,"the paper is silent"' $results/results.csv ||
+  fail "a row that stands in for what the paper does not say has a verdict"
 eval "$run" --rows '"full iplr"' >out 2>err || fail "a second run fails"
 ! grep -q ', seed' err || fail "a finished run was repeated"
 eval "$run" --rows nonsense >out 2>err

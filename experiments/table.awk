@@ -87,7 +87,7 @@ END {
   }
 }
 
-function write_row(row, baseline,    n, i, d, sum, square, alike, mean, error, half, low, high, paper, says, name) {
+function write_row(row, baseline,    n, i, d, sum, square, alike, mean, error, half, low, high, paper, says, mark) {
   for (i = 1; i <= seed_count; i++) {
     if (!((row, seeds[i]) in loss) || !((baseline, seeds[i]) in loss)) continue
     difference[++n] = loss[row, seeds[i]] - loss[baseline, seeds[i]]
@@ -103,11 +103,13 @@ function write_row(row, baseline,    n, i, d, sum, square, alike, mean, error, h
     low = mean - half
     high = mean + half
   }
-  if (perplexity[row] + 0 && baseline in perplexity) paper = paper_difference(row, baseline)
+  mark = cell[at["mark"]]
+  if (mark == "-" && perplexity[row] + 0 && baseline in perplexity) paper = paper_difference(row, baseline)
   if (!runs[row]) says = "not run"
   else if (baseline == "-") says = "baseline"
   else if (!n) says = "baseline not run"
   else if (alike == n) says = "inert"
+  else if (mark != "-") says = mark
   else says = verdict(low, high, paper)
   printf "| %s | %s | %s | %d | %s | %s | %s | %s | %s | %s | %s | %s |\n", row, baseline, parameters[row], runs[row],
     runs[row] ? sprintf("%.4f", total[row] / runs[row]) : "", number("%+.4f", mean), number("%.4f", error),
