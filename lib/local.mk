@@ -150,6 +150,8 @@ kernel_sources = \
 	lib/scan/diagonal_decay.h \
 	lib/scan/diagonal_decay_chunk.c \
 	lib/scan/diagonal_decay_recurrent.c \
+	lib/scan/inner_loss.c \
+	lib/scan/inner_loss.h \
 	lib/scan/scalar.h \
 	lib/scan/scalar_decay.c \
 	lib/scan/scalar_decay.h \

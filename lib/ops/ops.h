@@ -410,6 +410,24 @@ static inline comba_tensor *comba_diagonal_decay(comba_graph *graph, comba_tenso
   return COMBA_APPEND(graph, diagonal_decay, &attributes, final_state, q, k, v, g, a, b, initial_state, cu_seqlens);
 }
 
+/* What a memory descends while it reads (scan/inner_loss.c has the formulas): the loss of z, what it returns for a key, against
+ * a target. Those from COMBA_LOSS_HUBER on have a threshold a token. A zero-filled struct is the square loss. */
+typedef enum comba_loss {
+  COMBA_LOSS_SQUARE,        /* 1/2 |e|^2, e = z - target */
+  COMBA_LOSS_LAYER_NORM,    /* 1/2 |LayerNorm(z) - target|^2 (TTT) */
+  COMBA_LOSS_POWER,         /* sum |e|^exponent, smoothed (Moneta) */
+  COMBA_LOSS_HUBER,         /* Huber's of the length of e (Yaad) */
+  COMBA_LOSS_HUBER_CHANNEL, /* Huber's of each channel of e */
+  COMBA_LOSS_HUBER_SIGN,    /* square where e is shorter than the threshold, else threshold times the l1 loss */
+} comba_loss;
+typedef struct comba_inner_loss_attributes {
+  comba_loss kind;
+  double epsilon;   /* of the layer norm; 0 means 1e-6 */
+  double exponent;  /* 0 means 3 */
+  double sharpness; /* of tanh(sharpness e) in place of the sign; 0 means 10 */
+  double smoothing; /* |e| = sqrt(e^2 + smoothing); 0 means 1e-6 */
+} comba_inner_loss_attributes;
+
 /* Softmax attention: q (B,T,H,D), k, v (B,T,HKV,D), H a multiple of HKV (query head h reads head h / (H/HKV)) -> (B,T,H,D).
  * causal: token t sees j <= t; window w > 0 with causal: only t - w < j. Sequences of cu_seqlens do not see each other. */
 typedef struct comba_attention_attributes {
