@@ -7,6 +7,9 @@
  *   - A handle is made by *_create or *_load and released by *_free, which accepts NULL. Pointers into a handle
  *     (parameters, logits, names) belong to it and are valid until the call that its comment names.
  *   - A handle is used by one thread at a time; different handles may be used by different threads.
+ *   - A program that handles signals gives its handlers a stack of their own (sigaltstack, SA_ONSTACK) or blocks the
+ *     signals while a call runs: oneDNN's AVX-512 products use the stack pointer as a general register, and a signal's frame
+ *     would be written over the heap.
  *   - Two runs with one seed are equal byte for byte on one machine and build, whatever the number of threads.
  *
  * Minimal use
@@ -62,12 +65,21 @@ typedef enum comba_device { COMBA_DEVICE_AUTO = 0, COMBA_DEVICE_CPU, COMBA_DEVIC
  * shape (docs/design.md) says is faster. Both give the same result to rounding and both have a backward pass. */
 typedef enum comba_mode { COMBA_MODE_AUTO = 0, COMBA_MODE_CHUNK, COMBA_MODE_RECURRENT } comba_mode;
 
+/* Of activations and of the weights in matrix products. Everything else is float32 in any case: weights as the optimiser sees
+ * them, its moments, gates, decays, states, sums. */
+typedef enum comba_precision {
+  COMBA_PRECISION_AUTO = 0, /* bfloat16 on a GPU, float32 on the CPU */
+  COMBA_PRECISION_FLOAT32,
+  COMBA_PRECISION_BFLOAT16
+} comba_precision;
+
 typedef struct comba_options {
   comba_device device; /* AUTO: CUDA if built in and present, else CPU */
   comba_mode mode;
   uint64_t seed;         /* of the initial weights, dropout and random scans */
   float label_smoothing; /* 0; of a vision model's loss in training */
-  char reserved[44];     /* zero */
+  comba_precision precision;
+  char reserved[40]; /* zero */
 } comba_options;
 
 /* Fills in device AUTO, mode AUTO, seed 42. Functions below take NULL for these. */
@@ -80,7 +92,7 @@ typedef struct comba_parameter {
   int rank;             /* 1 to 4 */
   const int64_t *shape; /* rank entries, outermost first */
   int64_t elements;     /* product of shape */
-  float *data;          /* may be written between calls */
+  float *data;          /* may be written until the next call */
   float *gradient;      /* what backward added up since the last comba_*_zero_gradient */
 } comba_parameter;
 
@@ -131,7 +143,8 @@ COMBA_API void comba_model_describe(const comba_model *model, comba_model_info *
 /* The config as JSON text with every field written out; belongs to the model. */
 COMBA_API const char *comba_model_config(const comba_model *model);
 COMBA_API size_t comba_model_parameters(const comba_model *model);
-/* Parameter number `index` in the order of the file; pointers are valid as long as the model. */
+/* Parameter number `index` in the order of the file. Pointers are valid as long as the model. On a GPU they lead to the host's
+ * copy as it was at this call, and what is written there counts from the next call on: ask again after training steps. */
 COMBA_API comba_status comba_model_parameter(const comba_model *model, size_t index, comba_parameter *parameter);
 
 /* The name of a class (id2label), or NULL where the config has none; belongs to the model. */

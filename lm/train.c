@@ -109,16 +109,17 @@ static comba_status run(options *o) {
   comba_model_info info;
   comba_training_result result = {0};
   char *text = NULL;
+  const char *source = o->config ? o->config : o->preset;
   comba_status status = COMBA_OK;
   COMBA_TRY(comba_preset_config(lm_presets, o->preset, o->config, &text));
   COMBA_TRY(comba_run_folder_check(o->training.output, o->training.resume));
   COMBA_TRY(complete(o, o->preset ? comba_preset_find(lm_presets, o->preset) : NULL));
-  COMBA_TRY(comba_config_warn(text, o->config ? o->config : o->preset));
-  COMBA_TRY(comba_model_create(&s.model, text, &library));
+  COMBA_TRY(comba_config_warn(text, source));
+  COMBA_TRY(comba_config_create(&s.model, text, source, &library));
   comba_model_describe(s.model, &info);
   if (info.kind != COMBA_KIND_LANGUAGE)
-    COMBA_TRY(comba_fail(COMBA_ERROR_ARGUMENT, "%s: model_type is '%s', expected a language model", o->config,
-                         info.model_type));
+    COMBA_TRY(
+        comba_fail(COMBA_ERROR_ARGUMENT, "%s: model_type is '%s', expected a language model", source, info.model_type));
   COMBA_TRY(comba_tokens_open(&s.data, o->data, o->files, info.vocab_size));
   if (comba_tokens_count(s.data) <= o->length)
     COMBA_TRY(comba_fail(COMBA_ERROR_ARGUMENT, "--data has %lld tokens, expected more than --sequence-length %lld",

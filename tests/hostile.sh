@@ -117,6 +117,11 @@ config 'attn.layers[0] is 2' layers '[2]'
 config 'duplicate object key' vocab_size '256, "hidden_size": 16'
 config 'model_type is "mambo?"' model_type '"mambo\\n"'
 config 'model_type' model_type null
+sed 's/"vocab_size": 256/"vocab_size": 16777216/; s/"hidden_size": 16/"hidden_size": 65536/' lm.json >altered.json
+for command in "info" "train --data text.txt --steps 1 --output new --quiet"; do
+  # shellcheck disable=SC2086 # words
+  refuses 'altered.json: out of memory: ' "$lm" $command --config altered.json
+done
 absent new
 
 # whole FILE TEXT: a config with that content is refused.
@@ -310,8 +315,8 @@ idx '47 bytes, expected 48' "$images" 31 "$labels" '\0\1'
 idx '49 bytes, expected 48' "$images" 33 "$labels" '\0\1'
 idx 'magic number 2052' '\0\0\10\4\0\0\0\2\0\0\0\4\0\0\0\4' 32 "$labels" '\0\1'
 idx '4294967295 records' '\0\0\10\3\377\377\377\377\0\0\0\4\0\0\0\4' 32 "$labels" '\0\1'
-idx '4 x 0 pixels' '\0\0\10\3\0\0\0\2\0\0\0\0\0\0\0\4' 0 "$labels" '\0\1'
-idx '4294967295 x 4294967295 pixels' '\0\0\10\3\0\0\0\2\377\377\377\377\377\377\377\377' 32 "$labels" '\0\1'
+idx 'idx/train-images-idx3-ubyte: picture of 4 x 0 pixels' '\0\0\10\3\0\0\0\2\0\0\0\0\0\0\0\4' 0 "$labels" '\0\1'
+idx 'idx/train-images-idx3-ubyte: picture of 4294967295 x 4294967295 pixels' '\0\0\10\3\0\0\0\2\377\377\377\377\377\377\377\377' 32 "$labels" '\0\1'
 idx '3 labels' "$images" 32 '\0\0\10\1\0\0\0\3' '\0\1\0'
 idx 'one class' "$images" 32 "$labels" '\0\0'
 classes='cat\ndog\n'

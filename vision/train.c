@@ -337,7 +337,7 @@ static comba_status run(options *o) {
   COMBA_TRY(split_data(&s));
   take_preset(o, o->preset ? comba_preset_find(vision_presets, o->preset) : NULL);
   library.label_smoothing = (float)o->label_smoothing;
-  COMBA_TRY(comba_model_create(&s.model, config, &library));
+  COMBA_TRY(comba_config_create(&s.model, config, source, &library));
   comba_model_describe(s.model, &info);
   if (info.kind != COMBA_KIND_VISION)
     COMBA_TRY(comba_fail(COMBA_ERROR_ARGUMENT, "%s: model_type is '%s', expected one that ends in _vision", source,

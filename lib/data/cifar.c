@@ -36,19 +36,20 @@ static comba_status add_batch(comba_dataset *dataset, const char *name, comba_sp
   file->channels = 3;
   file->planar = true;
   if (size == 0 || size % RECORD) {
-    status = comba_fail(COMBA_ERROR_FORMAT, "%s/%s: %lld bytes, expected a multiple of %d, the size of a record",
-                        dataset->root, name, (long long)size, RECORD);
+    status = comba_fail(COMBA_ERROR_FORMAT, "%s: %lld bytes, expected a multiple of %d, the size of a record",
+                        file->path, (long long)size, RECORD);
     goto cleanup;
   }
   const int64_t count = size / RECORD;
   for (int64_t i = 0; i < count; i++) {
     const int64_t within = i % RECORDS_AT_ONCE;
     const int64_t ahead = count - i < RECORDS_AT_ONCE ? count - i : RECORDS_AT_ONCE;
-    if (within == 0) COMBA_TRY(comba_read_at(file->descriptor, name, records, (size_t)(ahead * RECORD), i * RECORD));
+    if (within == 0)
+      COMBA_TRY(comba_read_at(file->descriptor, file->path, records, (size_t)(ahead * RECORD), i * RECORD));
     const int label = records[within * RECORD];
     if (label >= dataset->class_count) {
-      status = comba_fail(COMBA_ERROR_FORMAT, "%s/%s: label %d at record %lld, expected less than %lld", dataset->root,
-                          name, label, (long long)i, (long long)dataset->class_count);
+      status = comba_fail(COMBA_ERROR_FORMAT, "%s: label %d at record %lld, expected less than %lld", file->path, label,
+                          (long long)i, (long long)dataset->class_count);
       goto cleanup;
     }
     COMBA_TRY(comba_dataset_add_sample(

@@ -273,6 +273,7 @@ void comba_dataset_free(comba_dataset *dataset) {
   for (int64_t i = 0; i < dataset->sample_count; i++) free(dataset->samples[i].name);
   for (int i = 0; i < dataset->file_count; i++) {
     free(dataset->files[i].name);
+    free(dataset->files[i].path);
     if (dataset->files[i].descriptor >= 0) close(dataset->files[i].descriptor);
   }
   for (int64_t i = 0; i < dataset->skipped_count; i++) {

@@ -18,7 +18,7 @@ typedef struct comba_sample {
 
 /* Pictures of one size behind each other. */
 typedef struct comba_record_file {
-  char *name;
+  char *name, *path; /* below the root, and with it */
   int descriptor;
   int64_t offset, stride; /* of the first picture, and from one to the next, in bytes */
   int64_t width, height;

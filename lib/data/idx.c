@@ -36,23 +36,23 @@ static comba_status read_header(const comba_dataset *dataset, int64_t size, int 
   const comba_record_file *file = &dataset->files[dataset->file_count - 1];
   uint8_t bytes[IMAGES_HEADER];
   if (size < words * 4)
-    return comba_fail(COMBA_ERROR_FORMAT, "%s/%s: %lld bytes, expected an IDX header of %d", dataset->root, file->name,
-                      (long long)size, words * 4);
-  const comba_status status = comba_read_at(file->descriptor, file->name, bytes, (size_t)words * 4, 0);
+    return comba_fail(COMBA_ERROR_FORMAT, "%s: %lld bytes, expected an IDX header of %d", file->path, (long long)size,
+                      words * 4);
+  const comba_status status = comba_read_at(file->descriptor, file->path, bytes, (size_t)words * 4, 0);
   if (status != COMBA_OK) return status;
   for (int i = 0; i < words; i++) header[i] = read32(bytes + i * 4);
   if (header[0] != magic)
-    return comba_fail(COMBA_ERROR_FORMAT, "%s/%s: IDX magic number %lld, expected %lld", dataset->root, file->name,
-                      (long long)header[0], (long long)magic);
+    return comba_fail(COMBA_ERROR_FORMAT, "%s: IDX magic number %lld, expected %lld", file->path, (long long)header[0],
+                      (long long)magic);
   return COMBA_OK;
 }
 
 static comba_status check_size(const comba_dataset *dataset, int64_t size, int64_t header, int64_t count,
                                int64_t each) {
   if (size == header + count * each) return COMBA_OK; /* count < 2^32, each <= 2^26 */
-  return comba_fail(COMBA_ERROR_FORMAT, "%s/%s: %lld bytes, expected %lld for %lld records of %lld bytes",
-                    dataset->root, dataset->files[dataset->file_count - 1].name, (long long)size,
-                    (long long)(header + count * each), (long long)count, (long long)each);
+  return comba_fail(COMBA_ERROR_FORMAT, "%s: %lld bytes, expected %lld for %lld records of %lld bytes",
+                    dataset->files[dataset->file_count - 1].path, (long long)size, (long long)(header + count * each),
+                    (long long)count, (long long)each);
 }
 
 static comba_status add_images(comba_dataset *dataset, const char *name, int64_t *count) {
@@ -61,7 +61,7 @@ static comba_status add_images(comba_dataset *dataset, const char *name, int64_t
   COMBA_TRY(comba_dataset_add_file(dataset, name, &size));
   COMBA_TRY(read_header(dataset, size, 4, MAGIC_IMAGES, header));
   const int64_t height = header[2], width = header[3];
-  COMBA_TRY(comba_image_check_size(name, width, height));
+  COMBA_TRY(comba_image_check_size(dataset->files[dataset->file_count - 1].path, width, height));
   COMBA_TRY(check_size(dataset, size, IMAGES_HEADER, header[1], width * height));
   comba_record_file *file = &dataset->files[dataset->file_count - 1];
   file->offset = IMAGES_HEADER;
@@ -89,8 +89,8 @@ static comba_status read_labels(comba_dataset *dataset, const char *name, uint8_
     status = comba_fail_memory((size_t)*count, "labels");
     goto cleanup;
   }
-  COMBA_TRY(
-      comba_read_at(dataset->files[dataset->file_count - 1].descriptor, name, *labels, (size_t)*count, LABELS_HEADER));
+  const comba_record_file *labels_file = &dataset->files[dataset->file_count - 1];
+  COMBA_TRY(comba_read_at(labels_file->descriptor, labels_file->path, *labels, (size_t)*count, LABELS_HEADER));
 cleanup:
   return status;
 }

@@ -14,7 +14,6 @@
 
 comba_status comba_dataset_add_file(comba_dataset *dataset, const char *name, int64_t *size) {
   comba_status status = COMBA_OK;
-  char *path = NULL;
   struct stat information;
   comba_record_file *files = realloc(dataset->files, ((size_t)dataset->file_count + 1) * sizeof *files);
   if (!files) return comba_fail_memory(((size_t)dataset->file_count + 1) * sizeof *files, "a list of files");
@@ -23,17 +22,16 @@ comba_status comba_dataset_add_file(comba_dataset *dataset, const char *name, in
   *file = (comba_record_file){.name = strdup(name), .descriptor = -1};
   dataset->file_count++;
   if (!file->name) return comba_fail_memory(strlen(name), "a list of files");
-  COMBA_TRY(comba_path_join(&path, dataset->root, name));
-  file->descriptor = open(path, O_RDONLY | O_CLOEXEC);
+  COMBA_TRY(comba_path_join(&file->path, dataset->root, name));
+  file->descriptor = open(file->path, O_RDONLY | O_CLOEXEC);
   if (file->descriptor < 0 || fstat(file->descriptor, &information) != 0) {
-    status = comba_fail(COMBA_ERROR_IO, "%s: cannot open: %s", path, strerror(errno));
+    status = comba_fail(COMBA_ERROR_IO, "%s: cannot open: %s", file->path, strerror(errno));
     goto cleanup;
   }
   *size = information.st_size;
   dataset->fingerprint = comba_fingerprint_add_text(dataset->fingerprint, name);
-  COMBA_TRY(comba_fingerprint_add_file(&dataset->fingerprint, file->descriptor, path));
+  COMBA_TRY(comba_fingerprint_add_file(&dataset->fingerprint, file->descriptor, file->path));
 cleanup:
-  free(path);
   return status;
 }
 
@@ -43,7 +41,7 @@ comba_status comba_record_read(const comba_record_file *file, int64_t record, in
   const int64_t count = file->width * file->height;
   const int have = file->channels;
   COMBA_TRY(comba_image_create(&found, file->width, file->height, have));
-  COMBA_TRY(comba_read_at(file->descriptor, file->name, found.pixels, (size_t)(count * have),
+  COMBA_TRY(comba_read_at(file->descriptor, file->path, found.pixels, (size_t)(count * have),
                           file->offset + record * file->stride));
   if (!file->planar && have == channels) {
     *image = found;

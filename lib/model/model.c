@@ -129,7 +129,11 @@ comba_status comba_model_load(comba_model **out, const char *directory, const co
   COMBA_TRY(comba_config_read(&config, path, NULL));
   COMBA_TRY(create(&model, config, options));
   COMBA_TRY(read_weights(model, directory, true)); /* a config alone must not make the process take all memory */
-  COMBA_TRY(comba_parameters_allocate(&model->parameters));
+  status = comba_parameters_allocate(&model->parameters);
+  if (status != COMBA_OK) {
+    comba_fail_in(status, "%s", path);
+    goto cleanup;
+  }
   COMBA_TRY(read_weights(model, directory, false));
   *out = model;
   model = NULL;

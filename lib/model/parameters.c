@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/random.h"
 
@@ -47,7 +48,21 @@ comba_status comba_parameters_declare(comba_parameters *parameters, const char *
   return COMBA_OK;
 }
 
+/* More than the machine has would be granted at first, and the process killed when it fills it. */
+static comba_status check_memory(const comba_parameters *parameters) {
+  const int64_t pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+  int64_t elements = 0;
+  for (int i = 0; i < COMBA_SLABS; i++) elements += parameters->slab[i].elements;
+  const double need = 2.0 * sizeof(float) * (double)elements, have = (double)pages * (double)page;
+  if (pages < 1 || page < 1 || need <= have) return COMBA_OK;
+  return comba_fail(COMBA_ERROR_MEMORY,
+                    "out of memory: %lld weights and their gradients take %.0f bytes, the machine has %.0f",
+                    (long long)comba_parameters_elements(parameters), need, have);
+}
+
 comba_status comba_parameters_allocate(comba_parameters *parameters) {
+  const comba_status status = check_memory(parameters);
+  if (status != COMBA_OK) return status;
   for (int i = 0; i < COMBA_SLABS; i++) {
     comba_slab *slab = &parameters->slab[i];
     slab->data = comba_allocate((size_t)slab->elements * sizeof(float), "the weights");

@@ -47,8 +47,9 @@ static comba_status describe(const options *o, const comba_preset *presets, load
     COMBA_TRY(load(&model, o->model, &library));
   } else {
     COMBA_TRY(comba_preset_config(presets, o->preset, o->config, &text));
-    COMBA_TRY(comba_config_warn(text, o->config ? o->config : o->preset));
-    COMBA_TRY(comba_model_create(&model, text, &library));
+    const char *source = o->config ? o->config : o->preset;
+    COMBA_TRY(comba_config_warn(text, source));
+    COMBA_TRY(comba_config_create(&model, text, source, &library));
   }
   COMBA_TRY(comba_describe_model(model, o->batch, o->length, o->common.json));
 cleanup:

@@ -39,6 +39,12 @@ comba_status comba_preset_config(const comba_preset *presets, const char *name, 
   return *text ? COMBA_OK : comba_fail_memory(strlen(preset->config), "a config");
 }
 
+comba_status comba_config_create(comba_model **model, const char *text, const char *source,
+                                 const comba_options *options) {
+  const comba_status status = comba_model_create(model, text, options);
+  return status == COMBA_ERROR_MEMORY ? comba_fail_in(status, "%s", source) : status;
+}
+
 comba_status comba_config_warn(const char *text, const char *source) {
   comba_config *config = NULL;
   char *warnings = NULL;

@@ -23,6 +23,10 @@ void comba_preset_list(const comba_preset *presets);
 /* The model's config text: of the preset, or of the file; exactly one of the two is given. To be freed. */
 comba_status comba_preset_config(const comba_preset *presets, const char *preset, const char *config_path, char **text);
 
+/* comba_model_create, for a config that comba_config_warn has passed; one that is too large for the machine is named. */
+comba_status comba_config_create(comba_model **model, const char *text, const char *source,
+                                 const comba_options *options);
+
 /* Parses a config for its unknown keys and prints one warning that lists them. */
 comba_status comba_config_warn(const char *text, const char *source);
 
