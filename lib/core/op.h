@@ -15,7 +15,7 @@
 #include "core/real.h"
 #include "core/status.h"
 
-enum { COMBA_MAX_RANK = 5, COMBA_MAX_INPUTS = 12, COMBA_MAX_OUTPUTS = 3, COMBA_MAX_SAVED = 6 };
+enum { COMBA_MAX_RANK = 5, COMBA_MAX_INPUTS = 16, COMBA_MAX_OUTPUTS = 3, COMBA_MAX_SAVED = 6 };
 
 /* What an operand is, which decides its type: activations are float32 on the CPU and bf16 or float32 on a GPU; parameters,
  * gates and states are float32 everywhere; indices are int32. In the oracle all but indices are double. */
