@@ -16,6 +16,7 @@ suites = \
 	tests/test_model \
 	tests/test_operators \
 	tests/test_parity \
+	tests/test_recurrences \
 	tests/test_safetensors \
 	tests/test_scalar_decay \
 	tests/test_training \
@@ -32,6 +33,7 @@ model_case = tests/model_case.c tests/model_case.h
 tests_test_decoder_SOURCES = tests/test_decoder.c $(model_case)
 tests_test_mixers_SOURCES = tests/test_mixers.c $(model_case)
 tests_test_model_SOURCES = tests/test_model.c $(model_case)
+tests_test_recurrences_SOURCES = tests/test_recurrences.c $(model_case)
 tests_test_training_SOURCES = tests/test_training.c $(model_case)
 tests_test_vision_model_SOURCES = tests/test_vision_model.c $(model_case)
 
@@ -61,6 +63,10 @@ tests_libtesting_la_SOURCES = \
 	tests/oracle/comba_model.h \
 	tests/oracle/diagonal_recurrence.c \
 	tests/oracle/diagonal_recurrence.h \
+	tests/oracle/language_model.c \
+	tests/oracle/language_model.h \
+	tests/oracle/linear_family.c \
+	tests/oracle/linear_family.h \
 	tests/oracle/recurrence.c \
 	tests/oracle/recurrence.h \
 	tests/oracle/scalar_recurrence.c \

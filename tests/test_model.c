@@ -1,101 +1,22 @@
-/* Language models of Comba, Gated DeltaNet and DeltaNet against the double-precision oracle: logits, loss, gradients, for each switch of the layer and both
- * modes; packed sequences; the mixer handle. */
+/* Language models: packed sequences, batches that are refused, and the mixer handle. What they compute is for
+ * test_recurrences.c. */
 #include <stdio.h>
 #include <string.h>
 
 #include "model/model_private.h"
 #include "model_case.h"
-#include "oracle/comba_model.h"
 
-enum { VOCABULARY = 23, HIDDEN = 16, HEADS = 2, KEY = 8 };
-
-typedef struct model_case {
-  const char *name, *json; /* fields beyond those of `describe` */
-  oracle_config oracle;
-} model_case;
-
-/* HV value heads of V, W taps, an MLP of m; then what differs from the released layer. */
-#define CASE(NAME, HV, V, W, M, JSON, ...)                                                                             \
-  {                                                                                                                    \
-    NAME, JSON, {                                                                                                      \
-      .vocabulary = VOCABULARY, .hidden = HIDDEN, .layers = 2, .heads = HEADS, .value_heads = HV, .key_size = KEY,     \
-      .value_size = V, .taps = W, .mlp = M, .norm_epsilon = 1e-6, __VA_ARGS__                                          \
-    }                                                                                                                  \
-  }
-
-#define MODEL(type) "\"model_type\": \"" type "\", "
-/* Neither p nor a correction: the feedback is the normalised key. */
-#define PLAIN .no_correction = true, .no_inner_decay = true, .feedback_not_unit = true
-#define GATED_DELTANET PLAIN, .feedback_after_decay = true
-#define DELTA_NET PLAIN, .decay = ORACLE_DECAY_ABSENT
-
-static const model_case cases[] = {
-    CASE("released", 2, 16, 4, 24, "\"expand_v\": 2", .beta_scale = 1),
-    CASE("tied, narrow values", 2, 4, 4, 24, "\"expand_v\": 0.5, \"tie_word_embeddings\": true", .beta_scale = 1,
-         .tied = true),
-    CASE("grouped value heads", 4, 8, 4, 24, "\"num_v_heads\": 4", .beta_scale = 1),
-    CASE("no convolution", 2, 8, 0, 24, "\"use_short_conv\": false", .beta_scale = 1),
-    CASE("one tap", 2, 8, 1, 24, "\"conv_size\": 1", .beta_scale = 1),
-    CASE("no MLP", 2, 8, 3, 0, "\"use_mlp\": false, \"conv_size\": 3", .beta_scale = 1),
-    CASE("swish gate", 2, 8, 4, 24, "\"output_gate\": \"swish\"", .beta_scale = 1, .gate = ORACLE_GATE_SWISH),
-    CASE("no gate", 2, 8, 4, 24, "\"use_output_gate\": false", .beta_scale = 1, .gate = ORACLE_GATE_NONE),
-    CASE("feedback not normalised", 2, 8, 4, 24, "\"p_normalize\": false", .beta_scale = 1, .feedback_not_unit = true),
-    CASE("correction after norm", 2, 8, 4, 24, "\"correction_after_norm\": true", .beta_scale = 1,
-         .correction_after_norm = true),
-    CASE("paper", 2, 8, 4, 24, "\"p_normalize\": false, \"correction_after_norm\": true", .beta_scale = 1,
-         .feedback_not_unit = true, .correction_after_norm = true),
-    CASE("paper, feedback without b", 4, 8, 4, 24,
-         "\"num_v_heads\": 4, \"p_normalize\": false, \"correction_after_norm\": true, \"use_feedback_decay\": false",
-         .beta_scale = 1, .feedback_not_unit = true, .correction_after_norm = true, .no_feedback_decay = true),
-    CASE("fields ignored", 2, 8, 4, 24,
-         "\"use_output_correction\": false, \"use_inner_decay\": false, \"correction_factor\": 0.02", .beta_scale = 1),
-    CASE("no correction", 2, 8, 4, 24, "\"honor_ablation_fields\": true, \"use_output_correction\": false",
-         .beta_scale = 1, .no_correction = true),
-    CASE("no inner decay", 2, 8, 4, 24,
-         "\"honor_ablation_fields\": true, \"use_inner_decay\": false, \"p_normalize\": false", .beta_scale = 1,
-         .no_inner_decay = true, .feedback_not_unit = true),
-    CASE("iplr", 2, 8, 4, 24, "\"transition\": \"iplr\", \"beta_scale\": 2", .beta_scale = 2,
-         .feedback_after_decay = true),
-    CASE("sigmoid decay", 2, 8, 4, 24, "\"decay_gate\": \"sigmoid\"", .beta_scale = 1, .decay = ORACLE_DECAY_SIGMOID),
-    CASE("constant decay", 2, 8, 4, 24, "\"decay_gate\": \"constant\"", .beta_scale = 1,
-         .decay = ORACLE_DECAY_CONSTANT),
-    CASE("no decay", 2, 8, 4, 24, "\"decay_gate\": \"one\"", .beta_scale = 1, .decay = ORACLE_DECAY_ONE),
-    CASE("gated_deltanet", 2, 16, 4, 24, MODEL("gated_deltanet") "\"expand_v\": 2", .beta_scale = 1,
-         .gate = ORACLE_GATE_SWISH, GATED_DELTANET),
-    CASE("gated_deltanet, grouped value heads, negative eigenvalues", 4, 8, 3, 24,
-         MODEL("gated_deltanet") "\"num_v_heads\": 4, \"allow_neg_eigval\": true, \"conv_size\": 3", .beta_scale = 2,
-         .gate = ORACLE_GATE_SWISH, GATED_DELTANET),
-    CASE("gated_deltanet, no gate, no convolution", 2, 8, 0, 24,
-         MODEL("gated_deltanet") "\"use_gate\": false, \"use_short_conv\": false", .beta_scale = 1,
-         .gate = ORACLE_GATE_NONE, GATED_DELTANET),
-    CASE("delta_net", 2, 8, 4, 24, MODEL("delta_net") "\"use_output_norm\": true", .beta_scale = 1,
-         .gate = ORACLE_GATE_NONE, DELTA_NET),
-    CASE("delta_net, gate, negative eigenvalues, relu", 2, 16, 4, 24,
-         MODEL("delta_net") "\"use_gate\": true, \"allow_neg_eigval\": true, \"expand_v\": 2, "
-                            "\"qk_activation\": \"relu\"",
-         .beta_scale = 2, .gate = ORACLE_GATE_SWISH, .activation = ORACLE_ACTIVATION_RELU, DELTA_NET),
-    CASE("delta_net, elu, sum", 2, 8, 4, 24, MODEL("delta_net") "\"qk_activation\": \"elu\", \"qk_norm\": \"sum\"",
-         .beta_scale = 1, .gate = ORACLE_GATE_NONE, .activation = ORACLE_ACTIVATION_ELU, .sum_norm = true, DELTA_NET),
-    CASE("delta_net, identity, no beta, no convolution", 2, 8, 0, 24,
-         MODEL("delta_net") "\"qk_activation\": \"identity\", \"use_beta\": false, \"use_short_conv\": false",
-         .beta_scale = 1, .gate = ORACLE_GATE_NONE, .activation = ORACLE_ACTIVATION_IDENTITY, .fixed_beta = true,
-         DELTA_NET),
-};
-enum { CASES = sizeof cases / sizeof *cases };
+enum { VOCABULARY = 23, HIDDEN = 16 };
 
 static const comba_mode modes[] = {COMBA_MODE_CHUNK, COMBA_MODE_RECURRENT};
 
-static comba_model *create(const model_case *c, comba_mode mode) {
-  char json[1024];
+static comba_model *create(comba_mode mode) {
   comba_options options;
   comba_options_default(&options);
   options.mode = mode;
-  snprintf(json, sizeof json,
-           "{%s\"vocab_size\": %d, \"hidden_size\": %d, \"num_hidden_layers\": 2, "
-           "\"num_heads\": %d, \"head_dim\": %d, \"intermediate_size\": 24, %s%s}",
-           strstr(c->json, "model_type") ? "" : MODEL("comba"), VOCABULARY, HIDDEN, HEADS, KEY,
-           strstr(c->json, "expand_v") ? "" : "\"expand_v\": 1, ", c->json);
-  return model_case_create(json, &options);
+  return model_case_create("{\"model_type\": \"comba\", \"vocab_size\": 23, \"hidden_size\": 16, "
+                           "\"num_hidden_layers\": 2, \"num_heads\": 2, \"head_dim\": 8, \"intermediate_size\": 24}",
+                           &options);
 }
 
 static float forward(comba_model *model, const int32_t *ids, int64_t batch, int64_t length, comba_pass pass) {
@@ -105,98 +26,11 @@ static float forward(comba_model *model, const int32_t *ids, int64_t batch, int6
   return loss;
 }
 
-enum { MODES = 2 };
-
-/* One model in each mode. */
-static void create_both(const model_case *c, comba_model *model[MODES]) {
-  for (int i = 0; i < MODES; i++) model[i] = create(c, modes[i]);
-}
-
-START_TEST(logits_and_loss_are_the_oracles) {
-  const model_case *c = &cases[_i];
-  const int64_t lengths[] = {1, 2, 63, 65, 130}, B = 2;
-  comba_model *model[MODES];
-  create_both(c, model);
-  oracle_model *oracle = oracle_model_create(&c->oracle, model[0]);
-  for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
-    const int64_t T = lengths[i], count = B * T * VOCABULARY;
-    int32_t *ids = model_case_tokens(B * T, VOCABULARY, (uint64_t)T);
-    double *expected = malloc((size_t)count * sizeof *expected), loss = 0;
-    float *rounded = malloc((size_t)count * sizeof *rounded);
-    oracle_model_forward(oracle, ids, B, T, expected, &loss);
-    for (int64_t j = 0; j < count; j++) rounded[j] = (float)expected[j];
-    for (int run = 0; run < 2 * MODES; run++) {
-      const comba_pass pass = run / MODES ? COMBA_PASS_TRAIN : COMBA_PASS_EVALUATE;
-      const float found = forward(model[run % MODES], ids, B, T, pass);
-      const double error = model_case_distance(comba_model_logits(model[run % MODES]), rounded, count);
-      ck_assert_msg(error <= 1e-5, "%s, run %d, %d tokens: logits differ by %.3g", c->name, run, (int)T, error);
-      ck_assert_msg(fabs(found - loss) <= 1e-6 * fabs(loss), "%s, run %d, %d tokens: loss %.9g, expected %.9g", c->name,
-                    run, (int)T, (double)found, loss);
-    }
-    free(ids);
-    free(expected);
-    free(rounded);
-  }
-  oracle_model_free(oracle);
-  for (int i = 0; i < MODES; i++) comba_model_free(model[i]);
-}
-END_TEST
-
-/* d loss / d weight[at] by central differences of the oracle. */
-static double slope(oracle_model *oracle, double *weight, int64_t at, const int32_t *ids, int64_t T, double *logits) {
-  const double before = weight[at], step = 1e-4 * fmax(1, fabs(before));
-  double above, below;
-  weight[at] = before + step;
-  oracle_model_forward(oracle, ids, 1, T, logits, &above);
-  weight[at] = before - step;
-  oracle_model_forward(oracle, ids, 1, T, logits, &below);
-  weight[at] = before;
-  return (above - below) / (2 * step);
-}
-
-/* At the largest gradient of each weight and at a place taken by chance. */
-START_TEST(gradients_are_the_oracles_slopes) {
-  const model_case *c = &cases[_i];
-  const int64_t T = 70; /* two chunks */
-  comba_model *model[MODES];
-  create_both(c, model);
-  oracle_model *oracle = oracle_model_create(&c->oracle, model[0]);
-  int32_t *ids = model_case_tokens(T, VOCABULARY, 1);
-  double *logits = malloc((size_t)(T * VOCABULARY) * sizeof *logits);
-  for (int i = 0; i < MODES; i++) {
-    forward(model[i], ids, 1, T, COMBA_PASS_TRAIN);
-    ck_assert_done(comba_model_backward(model[i], 1));
-  }
-  for (size_t i = 0; i < comba_model_parameters(model[0]); i++) {
-    comba_parameter p[MODES];
-    for (int m = 0; m < MODES; m++) ck_assert_done(comba_model_parameter(model[m], i, &p[m]));
-    int64_t largest = 0;
-    for (int64_t j = 1; j < p[0].elements; j++)
-      if (fabsf(p[0].gradient[j]) > fabsf(p[0].gradient[largest])) largest = j;
-    const double scale = fabs((double)p[0].gradient[largest]);
-    const int64_t places[] = {largest, (int64_t)comba_random_below(1, i, 0, (uint64_t)p[0].elements)};
-    for (size_t j = 0; j < sizeof places / sizeof *places; j++) {
-      const double expected = slope(oracle, oracle_model_weight(oracle, p[0].name), places[j], ids, T, logits);
-      for (int m = 0; m < MODES; m++) {
-        const double found = p[m].gradient[places[j]];
-        ck_assert_msg(fabs(found - expected) <= 1e-3 * fmax(fabs(expected), 0.05 * scale) + 1e-7,
-                      "%s, mode %d: %s[%d]: gradient %.7g, expected %.7g", c->name, m, p[0].name, (int)places[j], found,
-                      expected);
-      }
-    }
-  }
-  free(ids);
-  free(logits);
-  oracle_model_free(oracle);
-  for (int i = 0; i < MODES; i++) comba_model_free(model[i]);
-}
-END_TEST
-
 /* Sequences of 5, 0, 64, 1 and 30 tokens in one row: logits, loss and gradients as if each ran alone. */
 START_TEST(packed_sequences_do_not_see_each_other) {
   const int32_t offsets[] = {0, 5, 5, 69, 70, 100};
   enum { SEQUENCES = 5, T = 100 };
-  comba_model *model = create(&cases[0], modes[_i]), *alone = create(&cases[0], modes[_i]);
+  comba_model *model = create(modes[_i]), *alone = create(modes[_i]);
   int32_t *ids = model_case_tokens(T, VOCABULARY, 7);
   float *logits = malloc(T * VOCABULARY * sizeof *logits), loss;
   double sum = 0;
@@ -231,7 +65,7 @@ START_TEST(packed_sequences_do_not_see_each_other) {
 END_TEST
 
 START_TEST(wrong_batches_are_refused) {
-  comba_model *model = create(&cases[0], COMBA_MODE_AUTO);
+  comba_model *model = create(COMBA_MODE_AUTO);
   const int32_t ids[] = {1, 2, 3, VOCABULARY}, targets[] = {1, -100, 2, -1}, offsets[] = {0, 3, 2}, late[] = {1, 3};
   const struct {
     comba_batch batch;
@@ -357,14 +191,10 @@ END_TEST
 
 int main(void) {
   Suite *suite = suite_create("model");
-  TCase *oracle = tcase_create("oracle"), *rest = tcase_create("rest");
-  tcase_set_timeout(oracle, 0);
-  tcase_add_loop_test(oracle, logits_and_loss_are_the_oracles, 0, CASES);
-  tcase_add_loop_test(oracle, gradients_are_the_oracles_slopes, 0, CASES);
-  tcase_add_loop_test(rest, packed_sequences_do_not_see_each_other, 0, 2);
-  tcase_add_test(rest, wrong_batches_are_refused);
-  tcase_add_test(rest, a_mixer_alone_is_the_models);
-  suite_add_tcase(suite, oracle);
-  suite_add_tcase(suite, rest);
+  TCase *tests = tcase_create("all");
+  tcase_add_loop_test(tests, packed_sequences_do_not_see_each_other, 0, 2);
+  tcase_add_test(tests, wrong_batches_are_refused);
+  tcase_add_test(tests, a_mixer_alone_is_the_models);
+  suite_add_tcase(suite, tests);
   return run_suite(suite);
 }

@@ -1,0 +1,248 @@
+/* Every mixer, as a language model of two layers, against its recurrence in double precision: logits, loss and gradients, in
+ * chunks and token by token.
+ *
+ * A mixer is added in three steps. Write its formula as a function of an oracle_family (oracle/language_model.h), in
+ * oracle/NAME.c, reading weights by their names and sharing nothing with the library: oracle/linear_family.c is the model.
+ * List the file in tests/local.mk. Add rows to `cases` below: one for the defaults, one for each field that changes what is
+ * computed, with sizes small and unequal (K, V, heads, groups). */
+#include <stdio.h>
+#include <string.h>
+
+#include "model_case.h"
+#include "oracle/comba_model.h"
+#include "oracle/linear_family.h"
+
+enum { VOCABULARY = 23, HIDDEN = 16 };
+
+static double relu(double x) {
+  return x > 0 ? x : 0;
+}
+
+typedef struct recurrence_case {
+  const char *name;
+  const char *json; /* the mixer's fields, each followed by ", "; quoted by ' for legibility */
+  const oracle_family *family;
+  const void *config; /* of the family's own */
+} recurrence_case;
+
+/* Comba, Gated DeltaNet, DeltaNet: HV value heads of 8 EXPAND, W taps; then what differs from the released layer. */
+#define DELTA(NAME, TYPE, HV, EXPAND, W, JSON, ...)                                                                    \
+  {                                                                                                                    \
+    .name = NAME, .family = &oracle_comba,                                                                             \
+    .json = "'model_type': '" TYPE "', 'num_heads': 2, 'head_dim': 8, 'expand_v': " #EXPAND ", " JSON,                 \
+    .config = &(const oracle_config) {                                                                                 \
+      .heads = 2, .value_heads = HV, .key_size = 8, .value_size = (int64_t)(8 * EXPAND), .taps = W, __VA_ARGS__        \
+    }                                                                                                                  \
+  }
+#define COMBA(NAME, HV, EXPAND, W, JSON, ...) DELTA(NAME, "comba", HV, EXPAND, W, JSON, __VA_ARGS__)
+/* Neither p nor a correction: the feedback is the normalised key. */
+#define PLAIN .no_correction = true, .no_inner_decay = true, .feedback_not_unit = true
+#define GATED_DELTANET PLAIN, .feedback_after_decay = true
+#define DELTA_NET PLAIN, .decay = ORACLE_DECAY_ABSENT
+
+/* GLA, HGRN2, RetNet with H heads, HKV of them for keys and values. */
+#define LINEAR(TYPE, NAME, H, HKV, JSON, ...)                                                                          \
+  {                                                                                                                    \
+    .name = #TYPE NAME, .family = &oracle_##TYPE,                                                                      \
+    .json = "'model_type': '" #TYPE "', 'num_heads': " #H ", 'num_kv_heads': " #HKV ", " JSON,                         \
+    .config = &(const oracle_linear_config) {                                                                          \
+      .heads = H, .kv_heads = HKV, __VA_ARGS__                                                                         \
+    }                                                                                                                  \
+  }
+
+static const recurrence_case cases[] = {
+    COMBA("released", 2, 2, 4, ""),
+    COMBA("tied, narrow values", 2, 0.5, 4, "'tie_word_embeddings': true, "),
+    COMBA("grouped value heads", 4, 1, 4, "'num_v_heads': 4, "),
+    COMBA("no convolution", 2, 1, 0, "'use_short_conv': false, "),
+    COMBA("one tap", 2, 1, 1, "'conv_size': 1, "),
+    COMBA("no MLP", 2, 1, 3, "'use_mlp': false, 'conv_size': 3, "),
+    COMBA("swish gate", 2, 1, 4, "'output_gate': 'swish', ", .gate = ORACLE_GATE_SWISH),
+    COMBA("no gate", 2, 1, 4, "'use_output_gate': false, ", .gate = ORACLE_GATE_NONE),
+    COMBA("feedback not normalised", 2, 1, 4, "'p_normalize': false, ", .feedback_not_unit = true),
+    COMBA("correction after norm", 2, 1, 4, "'correction_after_norm': true, ", .correction_after_norm = true),
+    COMBA("paper", 2, 1, 4, "'p_normalize': false, 'correction_after_norm': true, ", .feedback_not_unit = true,
+          .correction_after_norm = true),
+    COMBA("paper, feedback without b", 4, 1, 4,
+          "'num_v_heads': 4, 'p_normalize': false, 'correction_after_norm': true, 'use_feedback_decay': false, ",
+          .feedback_not_unit = true, .correction_after_norm = true, .no_feedback_decay = true),
+    COMBA("fields ignored", 2, 1, 4,
+          "'use_output_correction': false, 'use_inner_decay': false, 'correction_factor': 0.02, "),
+    COMBA("no correction", 2, 1, 4, "'honor_ablation_fields': true, 'use_output_correction': false, ",
+          .no_correction = true),
+    COMBA("no inner decay", 2, 1, 4, "'honor_ablation_fields': true, 'use_inner_decay': false, 'p_normalize': false, ",
+          .no_inner_decay = true, .feedback_not_unit = true),
+    COMBA("iplr", 2, 1, 4, "'transition': 'iplr', 'beta_scale': 2, ", .beta_scale = 2, .feedback_after_decay = true),
+    COMBA("sigmoid decay", 2, 1, 4, "'decay_gate': 'sigmoid', ", .decay = ORACLE_DECAY_SIGMOID),
+    COMBA("constant decay", 2, 1, 4, "'decay_gate': 'constant', ", .decay = ORACLE_DECAY_CONSTANT),
+    COMBA("no decay", 2, 1, 4, "'decay_gate': 'one', ", .decay = ORACLE_DECAY_ONE),
+    DELTA("gated_deltanet", "gated_deltanet", 2, 2, 4, "", .gate = ORACLE_GATE_SWISH, GATED_DELTANET),
+    DELTA("gated_deltanet, grouped value heads, negative eigenvalues", "gated_deltanet", 4, 1, 3,
+          "'num_v_heads': 4, 'allow_neg_eigval': true, 'conv_size': 3, ", .beta_scale = 2, .gate = ORACLE_GATE_SWISH,
+          GATED_DELTANET),
+    DELTA("gated_deltanet, no gate, no convolution", "gated_deltanet", 2, 1, 0,
+          "'use_gate': false, 'use_short_conv': false, ", .gate = ORACLE_GATE_NONE, GATED_DELTANET),
+    DELTA("delta_net", "delta_net", 2, 1, 4, "'use_output_norm': true, ", .gate = ORACLE_GATE_NONE, DELTA_NET),
+    DELTA("delta_net, gate, negative eigenvalues, relu", "delta_net", 2, 2, 4,
+          "'use_gate': true, 'allow_neg_eigval': true, 'qk_activation': 'relu', ", .beta_scale = 2,
+          .gate = ORACLE_GATE_SWISH, .activation = ORACLE_ACTIVATION_RELU, DELTA_NET),
+    DELTA("delta_net, elu, sum", "delta_net", 2, 1, 4, "'qk_activation': 'elu', 'qk_norm': 'sum', ",
+          .gate = ORACLE_GATE_NONE, .activation = ORACLE_ACTIVATION_ELU, .sum_norm = true, DELTA_NET),
+    DELTA("delta_net, identity, no beta, no convolution", "delta_net", 2, 1, 0,
+          "'qk_activation': 'identity', 'use_beta': false, 'use_short_conv': false, ", .gate = ORACLE_GATE_NONE,
+          .activation = ORACLE_ACTIVATION_IDENTITY, .fixed_beta = true, DELTA_NET),
+
+    LINEAR(gla, "", 2, 2, "'expand_k': 0.5, "),
+    LINEAR(gla, ", shared keys", 4, 2, "'expand_k': 0.5, 'expand_v': 2, "),
+    LINEAR(gla, ", convolution, relu", 2, 1, "'use_short_conv': true, 'conv_size': 3, 'feature_map': 'relu', ",
+           .map = relu),
+    LINEAR(gla, ", no gate, clamp", 2, 2, "'use_output_gate': false, 'clamp_min': -0.05, ", .clamp_min = -0.05),
+    LINEAR(hgrn2, "", 2, 2, "'expand_ratio': 8, ", .lower_bounds = true),
+    LINEAR(hgrn2, ", convolution, no bounds", 2, 2,
+           "'expand_ratio': 4, 'use_short_conv': true, 'use_lower_bound': false, "),
+    LINEAR(retnet, "", 2, 2, ""),
+    LINEAR(retnet, ", no gate, silu", 4, 4, "'use_output_gate': false, 'feature_map': 'silu', 'expand_k': 0.5, ",
+           .map = oracle_silu),
+};
+enum { CASES = sizeof cases / sizeof *cases };
+
+static const comba_mode modes[] = {COMBA_MODE_CHUNK, COMBA_MODE_RECURRENT};
+enum { MODES = 2 };
+
+/* One model in each mode, and the oracle of their weights; those named by the family's `gates` are multiplied by `gain`. */
+typedef struct subject {
+  const char *name;
+  comba_model *model[MODES];
+  oracle_model *oracle;
+} subject;
+
+static comba_model *create(const recurrence_case *c, comba_mode mode, float gain) {
+  char json[1024];
+  comba_options options;
+  comba_options_default(&options);
+  options.mode = mode;
+  snprintf(json, sizeof json,
+           "{%s'vocab_size': %d, 'hidden_size': %d, 'num_hidden_layers': 2, 'intermediate_size': 24}", c->json,
+           VOCABULARY, HIDDEN);
+  for (char *quote = json; (quote = strchr(quote, '\''));) *quote = '"';
+  comba_model *model = model_case_create(json, &options);
+  for (size_t i = 0; i < comba_model_parameters(model) && c->family->gates; i++) {
+    comba_parameter p;
+    ck_assert_done(comba_model_parameter(model, i, &p));
+    for (int64_t j = 0; j < p.elements && strstr(p.name, c->family->gates); j++) p.data[j] *= gain;
+  }
+  return model;
+}
+
+static subject subject_create(int index, float gain) {
+  const recurrence_case *c = &cases[index];
+  subject s = {.name = c->name};
+  for (int i = 0; i < MODES; i++) s.model[i] = create(c, modes[i], gain);
+  s.oracle = oracle_model_create(c->family, c->config, s.model[0]);
+  return s;
+}
+
+static void subject_free(subject *s) {
+  oracle_model_free(s->oracle);
+  for (int i = 0; i < MODES; i++) comba_model_free(s->model[i]);
+}
+
+static float forward(comba_model *model, const int32_t *ids, int64_t batch, int64_t length, comba_pass pass) {
+  float loss = -1;
+  const comba_batch input = {.batch = batch, .length = length, .input_ids = ids};
+  ck_assert_done(comba_model_forward(model, &input, pass, &loss));
+  return loss;
+}
+
+static void compare_forward(subject *s, int64_t batch, int64_t length, double tolerance) {
+  const int64_t count = batch * length * VOCABULARY;
+  int32_t *ids = model_case_tokens(batch * length, VOCABULARY, (uint64_t)length);
+  double *expected = malloc((size_t)count * sizeof *expected), loss = 0;
+  float *rounded = malloc((size_t)count * sizeof *rounded);
+  oracle_model_forward(s->oracle, ids, batch, length, expected, &loss);
+  for (int64_t i = 0; i < count; i++) rounded[i] = (float)expected[i];
+  for (int run = 0; run < 2 * MODES; run++) {
+    const comba_pass pass = run / MODES ? COMBA_PASS_TRAIN : COMBA_PASS_EVALUATE;
+    const float found = forward(s->model[run % MODES], ids, batch, length, pass);
+    const double error = model_case_distance(comba_model_logits(s->model[run % MODES]), rounded, count);
+    ck_assert_msg(error <= tolerance, "%s, run %d, %d tokens: logits differ by %.3g", s->name, run, (int)length, error);
+    ck_assert_msg(fabs(found - loss) <= 0.1 * tolerance * fabs(loss), "%s, run %d, %d tokens: loss %.9g, expected %.9g",
+                  s->name, run, (int)length, (double)found, loss);
+  }
+  free(ids);
+  free(expected);
+  free(rounded);
+}
+
+START_TEST(logits_and_loss_are_the_oracles) {
+  const int64_t lengths[] = {1, 2, 63, 65, 130};
+  subject s = subject_create(_i, 1);
+  for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) compare_forward(&s, 2, lengths[i], 1e-5);
+  subject_free(&s);
+}
+END_TEST
+
+START_TEST(saturated_gates_lose_no_more_than_a_digit) {
+  if (!cases[_i].family->gates) return;
+  subject s = subject_create(_i, 30);
+  compare_forward(&s, 1, 130, 1e-4);
+  subject_free(&s);
+}
+END_TEST
+
+/* d loss / d (weights along `direction`) by central differences of the oracle. */
+static double slope(subject *s, const char *name, const double *direction, int64_t count, const int32_t *ids, int64_t T,
+                    double *logits) {
+  const double step = 1e-5;
+  double *weight = oracle_model_weight(s->oracle, name), above, below;
+  for (int64_t i = 0; i < count; i++) weight[i] += step * direction[i];
+  oracle_model_forward(s->oracle, ids, 1, T, logits, &above);
+  for (int64_t i = 0; i < count; i++) weight[i] -= 2 * step * direction[i];
+  oracle_model_forward(s->oracle, ids, 1, T, logits, &below);
+  for (int64_t i = 0; i < count; i++) weight[i] += step * direction[i];
+  return (above - below) / (2 * step);
+}
+
+/* Along a random direction of each weight, of length 1 on average: what any wrong element would change. */
+START_TEST(gradients_are_the_oracles_slopes) {
+  enum { T = 70 }; /* two chunks */
+  static double logits[T * VOCABULARY];
+  subject s = subject_create(_i, 1);
+  int32_t *ids = model_case_tokens(T, VOCABULARY, 1);
+  for (int m = 0; m < MODES; m++) {
+    forward(s.model[m], ids, 1, T, COMBA_PASS_TRAIN);
+    ck_assert_done(comba_model_backward(s.model[m], 1));
+  }
+  for (size_t i = 0; i < comba_model_parameters(s.model[0]); i++) {
+    comba_parameter p[MODES];
+    for (int m = 0; m < MODES; m++) ck_assert_done(comba_model_parameter(s.model[m], i, &p[m]));
+    const int64_t count = p[0].elements;
+    double *direction = malloc((size_t)count * sizeof *direction);
+    fill_normal(direction, count, 1 / sqrt((double)count), i);
+    const double expected = slope(&s, p[0].name, direction, count, ids, T, logits);
+    for (int m = 0; m < MODES; m++) {
+      double found = 0, square = 0;
+      for (int64_t j = 0; j < count; j++) {
+        found += (double)p[m].gradient[j] * direction[j];
+        square += (double)p[m].gradient[j] * p[m].gradient[j];
+      }
+      ck_assert_msg(fabs(found - expected) <= 1e-4 * sqrt(square / (double)count) + 1e-8,
+                    "%s, mode %d: %s: slope %.8g, expected %.8g", s.name, m, p[0].name, found, expected);
+    }
+    free(direction);
+  }
+  free(ids);
+  subject_free(&s);
+}
+END_TEST
+
+int main(void) {
+  Suite *suite = suite_create("recurrences");
+  TCase *tests = tcase_create("every row");
+  tcase_set_timeout(tests, 0);
+  tcase_add_loop_test(tests, logits_and_loss_are_the_oracles, 0, CASES);
+  tcase_add_loop_test(tests, saturated_gates_lose_no_more_than_a_digit, 0, CASES);
+  tcase_add_loop_test(tests, gradients_are_the_oracles_slopes, 0, CASES);
+  suite_add_tcase(suite, tests);
+  return run_suite(suite);
+}
