@@ -374,10 +374,10 @@ static inline comba_tensor *comba_delta_rule(comba_graph *graph, comba_tensor *q
   return COMBA_APPEND(graph, delta_rule, &attributes, final_state, q, k, p, v, beta, g, initial_state, cu_seqlens);
 }
 
-/* The recurrence with scalar decay and no delta term (linear attention, RetNet, Mamba2), for each value head:
+/* The recurrence with scalar decay and no delta term (linear attention, RetNet, Mamba2), for each head:
  *   S_t = e^{g_t} S_{t-1} + k_t v_t^T,  o_t = scale S_t^T q_t,  S (K,V)
- * q, k (B,T,H,K); v (B,T,HV,V); g (B,T,HV) <= 0 optional; initial_state (N,HV,K,V) optional (zero if absent); cu_seqlens (N+1)
- * optional. Value head h reads key head h / (HV/H). Output o (B,T,HV,V); `final_state` (or NULL) receives (N,HV,K,V), and may
+ * q, k (B,T,heads,K), v (B,T,heads,V), each with its own number of heads: with HV the largest, head h reads head
+ * h / (HV / heads). g (B,T,HV) <= 0 optional; initial_state (N,HV,K,V) optional (zero if absent); cu_seqlens (N+1) optional. Output o (B,T,HV,V); `final_state` (or NULL) receives (N,HV,K,V), and may
  * share memory with initial_state in a graph without backward. */
 typedef struct comba_scalar_decay_attributes {
   double scale;      /* 0 means K^(-1/2) */

@@ -73,7 +73,7 @@ static comba_status infer(comba_signature *s) {
   s->saved = 2;
   s->saved_shape[ERRORS] = *v;
 
-  const scalar_size size = scalar_size_of(q, v, &s->input[CU_SEQLENS]);
+  const scalar_size size = scalar_size_of(q, q, v, &s->input[CU_SEQLENS]);
   const scalar_tasks x = scalar_tasks_of(&size, attributes->mode, NULL);
   s->forward_workspace = scan_slots(scalar_forward_tasks(&x)) * scratch_size(&x, x.width, false);
   s->backward_workspace = scan_slots(scalar_backward_tasks(&x)) * scratch_size(&x, size.V, true);
@@ -86,8 +86,8 @@ static comba_status infer(comba_signature *s) {
 
 static scalar_tasks tasks_of(const comba_call *call) {
   const comba_delta_rule_attributes *attributes = call->attributes;
-  const scalar_size size =
-      scalar_size_of(&call->input[Q].shape, &call->input[VALUE].shape, &call->input[CU_SEQLENS].shape);
+  const scalar_size size = scalar_size_of(&call->input[Q].shape, &call->input[KEY].shape, &call->input[VALUE].shape,
+                                          &call->input[CU_SEQLENS].shape);
   return scalar_tasks_of(&size, attributes->mode, call);
 }
 

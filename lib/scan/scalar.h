@@ -2,8 +2,8 @@
  * what the gates of a chunk do.
  *
  * Sequences and value heads are independent, so a task is one (sequence, value head) in forward, and one (sequence, key
- * head) in backward, where it walks the value heads that read this key head in order: the gradients of the key-sized
- * operands are their sum. */
+ * head) in backward, where it walks the value heads that read this key head in order: the gradients of what they share are
+ * their sum. Where operands have head numbers of their own, the most is that of the value heads, the fewest of the key heads. */
 #ifndef COMBA_SCAN_SCALAR_H
 #define COMBA_SCAN_SCALAR_H
 
@@ -13,15 +13,22 @@
 typedef struct scalar_size {
   int64_t sequences, tokens;         /* N; B T */
   int64_t length;                    /* tokens of each sequence; with cu_seqlens, of all of them */
-  int64_t heads, value_heads, group; /* H; HV; HV / H */
+  int64_t heads, value_heads, group; /* the fewest and the most heads of an operand; their ratio */
   int64_t K, V;
   int64_t states; /* saved states a value head */
 } scalar_size;
 
-/* q (B,T,H,K), v (B,T,HV,V), cu_seqlens (N+1) or absent. Accepts any shapes of the right ranks. */
-static inline scalar_size scalar_size_of(const comba_shape *q, const comba_shape *v, const comba_shape *cu_seqlens) {
-  scalar_size s = {.tokens = q->size[0] * q->size[1], .heads = q->size[2], .K = q->size[3]};
-  s.value_heads = v->size[2], s.V = v->size[3], s.group = s.value_heads / s.heads;
+/* q, k (B,T,heads,K), v (B,T,heads,V), cu_seqlens (N+1) or absent. Accepts any shapes of the right ranks. */
+static inline scalar_size scalar_size_of(const comba_shape *q, const comba_shape *k, const comba_shape *v,
+                                         const comba_shape *cu_seqlens) {
+  const int64_t heads[] = {q->size[2], k->size[2], v->size[2]};
+  scalar_size s = {.tokens = q->size[0] * q->size[1], .K = q->size[3], .V = v->size[3]};
+  s.heads = s.value_heads = heads[0];
+  for (int i = 1; i < 3; i++) {
+    s.heads = heads[i] < s.heads ? heads[i] : s.heads;
+    s.value_heads = heads[i] > s.value_heads ? heads[i] : s.value_heads;
+  }
+  s.group = s.value_heads / s.heads;
   s.sequences = cu_seqlens->rank ? cu_seqlens->size[0] - 1 : q->size[0];
   s.length = q->size[1];
   s.states = scan_states(cu_seqlens->rank, s.sequences, s.length);
@@ -75,33 +82,46 @@ static inline scalar_part scalar_part_of(const scalar_tasks *x, int64_t task) {
 typedef struct scalar_operands {
   int q, k, v, g, initial_state, cu_seqlens;
   bool gates_optional;
+  bool separate_heads; /* q, k and v each have a number of heads of their own; else k has q's, and v a multiple of it */
 } scalar_operands;
 
 /* Checks those operands, sets the shapes of o, the final state and the saved states. */
 static inline comba_status scalar_infer(comba_signature *s, const scalar_operands *at) {
-  const comba_shape *q = &s->input[at->q], *v = &s->input[at->v], *g = &s->input[at->g];
+  const comba_shape *q = &s->input[at->q], *k = &s->input[at->k], *v = &s->input[at->v], *g = &s->input[at->g];
   const comba_shape *state = &s->input[at->initial_state], *cu_seqlens = &s->input[at->cu_seqlens];
   if (!comba_extent_fits(q, 4)) return comba_fail_shape(s, at->q, "(B, T, H, K)");
-  if (!comba_shape_equal(&s->input[at->k], q)) return comba_fail_shape(s, at->k, "(B, T, H, K), as q");
-  if (!comba_extent_fits(v, 4) || v->size[0] != q->size[0] || v->size[1] != q->size[1] || v->size[2] % q->size[2])
+  const comba_shape key = COMBA_SHAPE(q->size[0], q->size[1], at->separate_heads ? k->size[2] : q->size[2], q->size[3]);
+  if (!comba_extent_fits(k, 4) || !comba_shape_equal(k, &key))
+    return comba_fail_shape(s, at->k,
+                            at->separate_heads ? "(B, T, heads, K), all but heads of q" : "(B, T, H, K), as q");
+  if (!comba_extent_fits(v, 4) || v->size[0] != q->size[0] || v->size[1] != q->size[1] ||
+      (!at->separate_heads && v->size[2] % q->size[2]))
     return comba_fail_shape(s, at->v, "(B, T, HV, V) with B and T of q and HV a multiple of its H");
-  if ((g->rank || !at->gates_optional) && !comba_shape_equal(g, &COMBA_SHAPE(v->size[0], v->size[1], v->size[2])))
-    return comba_fail_shape(s, at->g, "(B, T, HV), as v");
+  const scalar_size size = scalar_size_of(q, k, v, cu_seqlens);
+  const int operands[] = {at->q, at->k, at->v};
+  for (int i = 0; i < 3; i++) {
+    const int64_t heads = s->input[operands[i]].size[2];
+    if (size.value_heads % heads || heads % size.heads)
+      return comba_fail_shape(s, operands[i],
+                              "heads that divide the most heads of an input and are a multiple of the fewest");
+  }
+  if ((g->rank || !at->gates_optional) && !comba_shape_equal(g, &COMBA_SHAPE(q->size[0], q->size[1], size.value_heads)))
+    return comba_fail_shape(s, at->g, "(B, T, HV), HV the most heads of an input");
   if (cu_seqlens->rank && (!comba_extent_fits(cu_seqlens, 1) || cu_seqlens->size[0] < 2 || q->size[0] != 1))
     return comba_fail_shape(s, at->cu_seqlens, "(N + 1) with N at least 1, and B = 1");
 
-  const scalar_size size = scalar_size_of(q, v, cu_seqlens);
+  const comba_shape output = COMBA_SHAPE(q->size[0], q->size[1], size.value_heads, size.V);
   const comba_shape states = COMBA_SHAPE(size.sequences, size.value_heads, size.K, size.V);
   const comba_shape saved_states = COMBA_SHAPE(size.states, size.value_heads, size.K, size.V);
   if (state->rank && !comba_shape_equal(state, &states))
     return comba_fail_shape(s, at->initial_state, "(N, HV, K, V), N = B without cu_seqlens");
   /* a slot's scratch is below 128 (64 + K) (64 + V) reals in both forms and both passes of both engines */
   const comba_shape scratch_bound = COMBA_SHAPE(128, CHUNK + size.K, CHUNK + size.V);
-  const comba_shape *results[] = {&states, &saved_states, &scratch_bound};
-  for (int i = 0; i < 3; i++)
+  const comba_shape *results[] = {&output, &states, &saved_states, &scratch_bound};
+  for (int i = 0; i < 4; i++)
     if (!comba_extent_fits(results[i], 0)) return comba_fail_extent(s, results[i]);
   s->outputs = 2;
-  s->output[0] = *v;
+  s->output[0] = output;
   s->output[1] = states;
   s->saved = 1;
   s->saved_shape[0] = saved_states;

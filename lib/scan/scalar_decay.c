@@ -1,5 +1,5 @@
 /* Linear attention with scalar decay (RetNet, arXiv 2307.08621; Mamba2, arXiv 2405.21060; without decay: arXiv 2006.16236),
- * for each value head:
+ * for each head:
  *   S_t = e^{g_t} S_{t-1} + k_t v_t^T,  o_t = scale S_t^T q_t
  * computed in chunks of 64 tokens by matrix products (scalar_decay_chunk.c), or token by token (scalar_decay_recurrent.c). */
 #include "scan/scalar_decay.h"
@@ -16,41 +16,48 @@ static scalar_decay_head head_of(const comba_call *call, const scalar_size *size
   const int32_t *cu_seqlens = call->input[CU_SEQLENS].data;
   const int64_t first = cu_seqlens ? cu_seqlens[sequence] : sequence * size->length;
   const int64_t slot = scan_state_slot(cu_seqlens, sequence, size->length, first);
-  const int64_t key = (first * size->heads + head / size->group) * size->K;
-  const int64_t value = (first * size->value_heads + head) * size->V, gate = first * size->value_heads + head;
+  const int64_t gate = first * size->value_heads + head;
   const int64_t state = (sequence * size->value_heads + head) * size->K * size->V;
+  int64_t stride[VALUE + 1], at[VALUE + 1];
+  bool shared[VALUE + 1]; /* the head of o before this one read the same rows: their gradient is begun */
+  for (int i = Q; i <= VALUE; i++) {
+    const int64_t *extent = call->input[i].shape.size, readers = size->value_heads / extent[2];
+    stride[i] = extent[2] * extent[3];
+    at[i] = first * stride[i] + head / readers * extent[3];
+    shared[i] = head % readers > 0;
+  }
 #define AT(view, offset) ((view).data ? (real *)(view).data + (offset) : NULL)
   scalar_decay_head h = {
       .length = cu_seqlens ? cu_seqlens[sequence + 1] - first : size->length,
       .K = size->K,
       .V = size->V,
-      .key_stride = size->heads * size->K,
-      .value_stride = size->value_heads * size->V,
+      .query_stride = stride[Q],
+      .key_stride = stride[KEY],
+      .value_stride = stride[VALUE],
+      .output_stride = size->value_heads * size->V,
       .gate_stride = size->value_heads,
       .state_stride = size->value_heads * size->K * size->V,
       .scale = (real)(attributes->scale != 0 ? attributes->scale : 1 / sqrt((double)size->K)),
       .constant_gate = constant_gate(attributes, head),
-      .q = AT(call->input[Q], key),
-      .k = AT(call->input[KEY], key),
-      .v = AT(call->input[VALUE], value),
+      .q = AT(call->input[Q], at[Q]),
+      .k = AT(call->input[KEY], at[KEY]),
+      .v = AT(call->input[VALUE], at[VALUE]),
       .g = AT(call->input[GATE], gate),
       .initial_state = AT(call->input[INITIAL_STATE], state),
-      .o = AT(call->output[OUTPUT], value),
+      .o = AT(call->output[OUTPUT], gate * size->V),
       .final_state = AT(call->output[FINAL_STATE], state),
       .states = AT(call->saved[STATES], (slot * size->value_heads + head) * size->K * size->V),
-      .output_gradient = AT(call->output_gradient[OUTPUT], value),
+      .output_gradient = AT(call->output_gradient[OUTPUT], gate * size->V),
       .final_state_gradient = AT(call->output_gradient[FINAL_STATE], state),
-      .dq = AT(call->input_gradient[Q], key),
-      .dk = AT(call->input_gradient[KEY], key),
-      .dv = AT(call->input_gradient[VALUE], value),
+      .dq = AT(call->input_gradient[Q], at[Q]),
+      .dk = AT(call->input_gradient[KEY], at[KEY]),
+      .dv = AT(call->input_gradient[VALUE], at[VALUE]),
       .dg = AT(call->input_gradient[GATE], gate),
       .initial_state_gradient = AT(call->input_gradient[INITIAL_STATE], state),
   };
 #undef AT
   memcpy(h.accumulate, call->accumulate, sizeof h.accumulate);
-  const bool later = head % size->group > 0; /* the first head of the group has written these */
-  h.accumulate[Q] |= later;
-  h.accumulate[KEY] |= later;
+  for (int i = Q; i <= VALUE; i++) h.accumulate[i] |= shared[i];
   return h;
 }
 
@@ -60,12 +67,13 @@ static int64_t scratch_size(const scalar_tasks *x, int64_t width, bool backward)
 }
 
 static comba_status infer(comba_signature *s) {
-  static const scalar_operands operands = {Q, KEY, VALUE, GATE, INITIAL_STATE, CU_SEQLENS, .gates_optional = true};
+  static const scalar_operands operands = {
+      Q, KEY, VALUE, GATE, INITIAL_STATE, CU_SEQLENS, .gates_optional = true, .separate_heads = true};
   const comba_scalar_decay_attributes *attributes = s->attributes;
   const comba_status status = scalar_infer(s, &operands);
   if (status != COMBA_OK) return status;
 
-  const scalar_size size = scalar_size_of(&s->input[Q], &s->input[VALUE], &s->input[CU_SEQLENS]);
+  const scalar_size size = scalar_size_of(&s->input[Q], &s->input[KEY], &s->input[VALUE], &s->input[CU_SEQLENS]);
   const scalar_tasks x = scalar_tasks_of(&size, attributes->mode, NULL);
   s->forward_workspace = scan_slots(scalar_forward_tasks(&x)) * scratch_size(&x, x.width, false);
   s->backward_workspace = scan_slots(scalar_backward_tasks(&x)) * scratch_size(&x, size.V, true);
@@ -78,8 +86,8 @@ static comba_status infer(comba_signature *s) {
 
 static scalar_tasks tasks_of(const comba_call *call) {
   const comba_scalar_decay_attributes *attributes = call->attributes;
-  const scalar_size size =
-      scalar_size_of(&call->input[Q].shape, &call->input[VALUE].shape, &call->input[CU_SEQLENS].shape);
+  const scalar_size size = scalar_size_of(&call->input[Q].shape, &call->input[KEY].shape, &call->input[VALUE].shape,
+                                          &call->input[CU_SEQLENS].shape);
   return scalar_tasks_of(&size, attributes->mode, call);
 }
 
@@ -160,6 +168,10 @@ static const int32_t gates[] = {0, 0, -100, 0, 0,    0, -1, 0, -100, -100, 0, 0,
       {.name = #form ", T 150, groups, state",                                                                         \
        .attributes = &form,                                                                                            \
        .input = {GATED(2, 150, 2, 4, 16, 24), STATE(2, 4, 16, 24)}},                                                   \
+      {.name = #form ", T 70, more heads of q",                                                                        \
+       .attributes = &form,                                                                                            \
+       .input = {QUERY(2, 70, 4, 16), QUERY(2, 70, 2, 16), VALUES(2, 70, 1, 24), GATES(2, 70, 4),                      \
+                 STATE(2, 4, 16, 24)}},                                                                                \
       {.name = #form ", T 70, retention, groups, state",                                                               \
        .attributes = &form##_retention,                                                                                \
        .input = {PLAIN(2, 70, 1, 3, 16, 24), ABSENT, STATE(2, 3, 16, 24)}},                                            \

@@ -12,10 +12,11 @@ enum { Q, KEY, VALUE, GATE, INITIAL_STATE, CU_SEQLENS, INPUTS };
 enum { OUTPUT, FINAL_STATE };
 enum { STATES };
 
-/* One sequence and value head. Rows of q, k and their gradients are key_stride apart, those of v and o value_stride, gates
- * gate_stride, saved states state_stride. Gradients are NULL where not wanted. */
+/* One sequence and head of o. Rows of q, k, v and their gradients, o, gates and saved states are *_stride apart. Gradients
+ * are NULL where not wanted. */
 typedef struct scalar_decay_head {
-  int64_t length, K, V, key_stride, value_stride, gate_stride, state_stride;
+  int64_t length, K, V;
+  int64_t query_stride, key_stride, value_stride, output_stride, gate_stride, state_stride;
   real scale;
   real constant_gate; /* without g: of this head */
   const real *q, *k, *v, *initial_state;

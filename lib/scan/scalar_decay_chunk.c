@@ -62,9 +62,8 @@ static void mask(int64_t n, const real *decay, real *matrix) {
 }
 
 static void find_scores(const scalar_decay_head *h, int64_t start, int64_t n, chunk_scratch *s) {
-  const int64_t stride = h->key_stride;
-  comba_gemm_serial('N', 'T', n, n, h->K, h->scale, h->q + start * stride, stride, h->k + start * stride, stride, 0,
-                    s->score, CHUNK);
+  comba_gemm_serial('N', 'T', n, n, h->K, h->scale, h->q + start * h->query_stride, h->query_stride,
+                    h->k + start * h->key_stride, h->key_stride, 0, s->score, CHUNK);
   mask(n, s->decay, s->score);
 }
 
@@ -78,21 +77,22 @@ static void scale_rows(int64_t n, int64_t V, const real *factor, const real *fro
 /* ---- Forward ------------------------------------------------------------------------------------------------------ */
 
 static void forward_chunk(const scalar_decay_head *h, int64_t start, int64_t n, chunk_scratch *s) {
-  const int64_t K = h->K, V = h->V, stride = h->key_stride;
-  const real *q = h->q + start * stride, *k = h->k + start * stride, *v = h->v + start * h->value_stride;
-  real *o = h->o + start * h->value_stride;
+  const int64_t K = h->K, V = h->V;
+  const real *q = h->q + start * h->query_stride, *k = h->k + start * h->key_stride,
+             *v = h->v + start * h->value_stride;
+  real *o = h->o + start * h->output_stride;
   chunk_decay d;
   find_decay(h, start, n, &d, s->decay);
   find_scores(h, start, n, s);
 
-  comba_gemm_serial('N', 'N', n, V, K, h->scale, q, stride, s->state, V, 0, o, h->value_stride);
+  comba_gemm_serial('N', 'N', n, V, K, h->scale, q, h->query_stride, s->state, V, 0, o, h->output_stride);
   for (int64_t i = 0; i < n; i++)
 #pragma omp simd
-    for (int64_t c = 0; c < V; c++) o[i * h->value_stride + c] *= d.in[i];
-  comba_gemm_serial('N', 'N', n, V, n, 1, s->score, CHUNK, v, h->value_stride, 1, o, h->value_stride);
+    for (int64_t c = 0; c < V; c++) o[i * h->output_stride + c] *= d.in[i];
+  comba_gemm_serial('N', 'N', n, V, n, 1, s->score, CHUNK, v, h->value_stride, 1, o, h->output_stride);
 
   scale_rows(n, V, d.out, v, h->value_stride, s->values);
-  comba_gemm_serial('T', 'N', K, V, n, 1, k, stride, s->values, V, d.total, s->state, V);
+  comba_gemm_serial('T', 'N', K, V, n, 1, k, h->key_stride, s->values, V, d.total, s->state, V);
 }
 
 void COMBA_VARIANT(comba_scalar_decay_chunk_forward)(const scalar_decay_head *h, real *scratch) {
@@ -118,22 +118,23 @@ static void paths_between(int64_t n, const chunk_scratch *s, gate_paths *paths) 
 
 /* s->state holds the gradient of S' on entry and that of S on return. */
 static void backward_chunk(const scalar_decay_head *h, int64_t start, int64_t n, chunk_scratch *s) {
-  const int64_t K = h->K, V = h->V, stride = h->key_stride, value_stride = h->value_stride;
-  const real *q = h->q + start * stride, *k = h->k + start * stride, *v = h->v + start * value_stride;
+  const int64_t K = h->K, V = h->V, value_stride = h->value_stride;
+  const int64_t query_stride = h->query_stride, key_stride = h->key_stride;
+  const real *q = h->q + start * query_stride, *k = h->k + start * key_stride, *v = h->v + start * value_stride;
   const real *state = h->states + start / CHUNK * h->state_stride;
-  real *dq = h->dq ? h->dq + start * stride : NULL, *dk = h->dk ? h->dk + start * stride : NULL;
+  real *dq = h->dq ? h->dq + start * query_stride : NULL, *dk = h->dk ? h->dk + start * key_stride : NULL;
   real *dv = h->dv ? h->dv + start * value_stride : NULL;
   chunk_decay d;
   gate_paths paths;
   find_decay(h, start, n, &d, s->decay);
   find_scores(h, start, n, s);
 
-  const real *output_gradient = h->output_gradient ? h->output_gradient + start * value_stride : s->output;
-  const int64_t output_stride = h->output_gradient ? value_stride : V;
+  const real *output_gradient = h->output_gradient ? h->output_gradient + start * h->output_stride : s->output;
+  const int64_t output_stride = h->output_gradient ? h->output_stride : V;
   if (!h->output_gradient) memset(s->output, 0, (size_t)(n * V) * sizeof(real));
 
   /* dv = e^{G_n - G} k dS' + A^T do */
-  comba_gemm_serial('N', 'N', n, V, K, 1, k, stride, s->state, V, 0, s->carried, V);
+  comba_gemm_serial('N', 'N', n, V, K, 1, k, key_stride, s->state, V, 0, s->carried, V);
   scale_rows(n, V, d.out, s->carried, V, s->carried);
   for (int64_t i = 0; i < n; i++) paths.to_state[i] = scan_dot(s->carried + i * V, v + i * value_stride, V);
   comba_gemm_serial('T', 'N', n, V, n, 1, s->score, CHUNK, output_gradient, output_stride, 1, s->carried, V);
@@ -155,17 +156,18 @@ static void backward_chunk(const scalar_decay_head *h, int64_t start, int64_t n,
   scale_rows(n, V, d.out, v, value_stride, s->values);
 
   comba_gemm_serial('N', 'T', n, K, V, 1, s->output, V, state, V, 0, s->keys, K);
-  chunk_add_rows(n, K, s->keys, q, stride, h->accumulate[Q], dq, paths.from_state);
-  if (dq) comba_gemm_serial('N', 'N', n, K, n, h->scale, s->score_gradient, CHUNK, k, stride, 1, dq, stride);
+  chunk_add_rows(n, K, s->keys, q, query_stride, h->accumulate[Q], dq, paths.from_state);
+  if (dq) comba_gemm_serial('N', 'N', n, K, n, h->scale, s->score_gradient, CHUNK, k, key_stride, 1, dq, query_stride);
   if (dk) {
-    comba_gemm_serial('T', 'N', n, K, n, h->scale, s->score_gradient, CHUNK, q, stride, h->accumulate[KEY], dk, stride);
-    comba_gemm_serial('N', 'T', n, K, V, 1, s->values, V, s->state, V, 1, dk, stride);
+    comba_gemm_serial('T', 'N', n, K, n, h->scale, s->score_gradient, CHUNK, q, query_stride, h->accumulate[KEY], dk,
+                      key_stride);
+    comba_gemm_serial('N', 'T', n, K, V, 1, s->values, V, s->state, V, 1, dk, key_stride);
   }
   if (h->dg) {
     paths.across = chunk_across(d.total, state, s->state, K, V);
     chunk_gate_gradient(n, &paths, h->accumulate[GATE], h->dg + start * h->gate_stride, h->gate_stride);
   }
-  comba_gemm_serial('T', 'N', K, V, n, 1, q, stride, s->output, V, d.total, s->state, V);
+  comba_gemm_serial('T', 'N', K, V, n, 1, q, query_stride, s->output, V, d.total, s->state, V);
 }
 
 void COMBA_VARIANT(comba_scalar_decay_chunk_backward)(const scalar_decay_head *h, real *scratch) {

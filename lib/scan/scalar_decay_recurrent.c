@@ -19,8 +19,8 @@ static real decay_of(const scalar_decay_head *h, int64_t t) {
 static void step(const scalar_decay_head *h, int64_t t, int64_t first, int64_t width, const real *from,
                  int64_t from_stride, real *to, int64_t to_stride) {
   const int64_t K = h->K;
-  const real *q = h->q + t * h->key_stride, *k = h->k + t * h->key_stride, *v = h->v + t * h->value_stride + first;
-  real *o = h->o + t * h->value_stride + first;
+  const real *q = h->q + t * h->query_stride, *k = h->k + t * h->key_stride, *v = h->v + t * h->value_stride + first;
+  real *o = h->o + t * h->output_stride + first;
   const real decay = decay_of(h, t);
   real output[WIDTH_MAX];
   memset(output, 0, (size_t)width * sizeof(real));
@@ -90,8 +90,8 @@ static void replay(const scalar_decay_head *h, int64_t start, int64_t n, int64_t
 static void step_back(const scalar_decay_head *h, int64_t t, int64_t first, int64_t width, const real *before,
                       const real *after, const recurrent_scratch *s) {
   const int64_t K = h->K;
-  const real *q = h->q + t * h->key_stride, *k = h->k + t * h->key_stride, *v = h->v + t * h->value_stride + first;
-  const real *output = h->output_gradient ? h->output_gradient + t * h->value_stride + first : NULL;
+  const real *q = h->q + t * h->query_stride, *k = h->k + t * h->key_stride, *v = h->v + t * h->value_stride + first;
+  const real *output = h->output_gradient ? h->output_gradient + t * h->output_stride + first : NULL;
   real *dv = h->dv ? h->dv + t * h->value_stride + first : NULL;
   real *dq = s->dq, *dk = s->dk, *decayed = s->decayed;
   const real decay = decay_of(h, t);
@@ -110,7 +110,7 @@ static void step_back(const scalar_decay_head *h, int64_t t, int64_t first, int6
     }
     if (dv) dv[c] += to_value;
   }
-  scan_add(h->dq ? h->dq + t * h->key_stride : NULL, dq, K);
+  scan_add(h->dq ? h->dq + t * h->query_stride : NULL, dq, K);
   scan_add(h->dk ? h->dk + t * h->key_stride : NULL, dk, K);
   if (!h->dg) return;
   real sum = 0;
@@ -120,7 +120,7 @@ static void step_back(const scalar_decay_head *h, int64_t t, int64_t first, int6
 
 void COMBA_VARIANT(comba_scalar_decay_recurrent_backward)(const scalar_decay_head *h, real *scratch) {
   const int64_t K = h->K, V = h->V, last = (h->length - 1) / CHUNK * CHUNK;
-  scan_clear(h->dq, h->accumulate[Q], h->length, K, h->key_stride);
+  scan_clear(h->dq, h->accumulate[Q], h->length, K, h->query_stride);
   scan_clear(h->dk, h->accumulate[KEY], h->length, K, h->key_stride);
   scan_clear(h->dv, h->accumulate[VALUE], h->length, V, h->value_stride);
   scan_clear(h->dg, h->accumulate[GATE], h->length, 1, h->gate_stride);
