@@ -5,5 +5,6 @@ documentation = \
 	docs/formats.md \
 	docs/mixers/delta_net.md \
 	docs/mixers/gated_deltanet.md \
+	docs/mixers/mlstm.md \
 	docs/scalar_decay.md
 EXTRA_DIST += $(documentation)

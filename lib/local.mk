@@ -64,6 +64,7 @@ library_sources = \
 	lib/mixers/gated_deltanet.c \
 	lib/mixers/gla.c \
 	lib/mixers/hgrn2.c \
+	lib/mixers/mlstm.c \
 	lib/mixers/projection.c \
 	lib/mixers/projection.h \
 	lib/mixers/mixer.h \
@@ -102,6 +103,7 @@ kernel_sources = \
 	lib/ops/add.c \
 	lib/ops/bounded_gate.c \
 	lib/ops/channel_decay.c \
+	lib/ops/channel_gate.c \
 	lib/ops/channels_to_tokens.c \
 	lib/ops/constant.c \
 	lib/ops/convolution.c \
@@ -110,6 +112,7 @@ kernel_sources = \
 	lib/ops/drop_path.c \
 	lib/ops/dropout.c \
 	lib/ops/embedding.c \
+	lib/ops/exponential_gate.c \
 	lib/ops/extent.h \
 	lib/ops/gated_rms_norm.c \
 	lib/ops/gradient.h \
@@ -123,6 +126,7 @@ kernel_sources = \
 	lib/ops/list.h \
 	lib/ops/max_pool.c \
 	lib/ops/mean_pool.c \
+	lib/ops/normalized_read.c \
 	lib/ops/ops.h \
 	lib/ops/output_correction.c \
 	lib/ops/patch_embedding.c \
@@ -138,6 +142,7 @@ kernel_sources = \
 	lib/ops/sum_norm.c \
 	lib/ops/swiglu.c \
 	lib/ops/table.c \
+	lib/ops/token_scale.c \
 	lib/ops/window.h \
 	lib/scan/attention.c \
 	lib/scan/attention_block.h \

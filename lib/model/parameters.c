@@ -93,6 +93,7 @@ static double draw(const comba_initial *initial, uint64_t seed, uint64_t stream,
     }
   case COMBA_DRAW_UNIFORM: return initial->a * (2 * comba_random_uniform(seed, stream, index) - 1);
   case COMBA_DRAW_A_LOG: return log(initial->a + (16 - initial->a) * comba_random_uniform(seed, stream, index));
+  case COMBA_DRAW_FORGET_BIAS: return 3 + 3 * comba_random_uniform(seed, stream, index);
   case COMBA_DRAW_DT_BIAS: {
     const double low = log(1e-3), high = log(1e-1);
     double step = exp(low + (high - low) * comba_random_uniform(seed, stream, index));

@@ -22,6 +22,7 @@ typedef enum comba_distribution {
   COMBA_DRAW_UNIFORM,          /* in [-a, a] */
   COMBA_DRAW_A_LOG,            /* ln U(a, 16): Mamba2's decay rates */
   COMBA_DRAW_DT_BIAS,          /* inverse softplus of a time step log-uniform in [1e-3, 1e-1], at least 1e-4 */
+  COMBA_DRAW_FORGET_BIAS,      /* U(3, 6): a forget gate's logit at which it keeps 95 to 99.8 % */
 } comba_distribution;
 
 typedef struct comba_initial {

@@ -180,6 +180,48 @@ static inline comba_tensor *comba_bounded_gate(comba_graph *graph, comba_tensor 
   return COMBA_APPEND(graph, bounded_gate, &attributes, key, x, bounds);
 }
 
+/* mLSTM's gates (xLSTM, arXiv 2405.04517), x and y (B,T,H) the logarithms of the input and forget gates before their cap,
+ * cap(z) = cap tanh(z / cap), none if 0: with i = cap(x), f = ln sigmoid(cap(y)) or with exponential_forget cap(y),
+ *   m_t = max(f_t + m_{t-1}, i_t) -> g_t = f_t + m_{t-1} - m_t <= 0, in `scale` e^{i_t - m_t}, in `maximum` m, all (B,T,H)
+ * state (N,H), optional: m before the first token, 0 if absent; cu_seqlens (N+1) optional. */
+typedef struct comba_exponential_gate_attributes {
+  double cap;
+  bool exponential_forget;
+} comba_exponential_gate_attributes;
+static inline comba_tensor *comba_exponential_gate(comba_graph *graph, comba_tensor *x, comba_tensor *y,
+                                                   comba_tensor *state, comba_tensor *cu_seqlens,
+                                                   comba_exponential_gate_attributes attributes, comba_tensor **scale,
+                                                   comba_tensor **maximum) {
+  comba_tensor *more[2] = {NULL, NULL};
+  comba_tensor *g = COMBA_APPEND(graph, exponential_gate, &attributes, more, x, y, state, cu_seqlens);
+  *scale = more[0];
+  *maximum = more[1];
+  return g;
+}
+
+/* y (B,T,H,V) = s x, s (B,T,H); with `append` y (B,T,H,V+1) = s [x, 1], so that a state of values keeps the sum of their
+ * weights as well */
+typedef struct comba_token_scale_attributes {
+  bool append;
+} comba_token_scale_attributes;
+static inline comba_tensor *comba_token_scale(comba_graph *graph, comba_tensor *x, comba_tensor *s, bool append) {
+  comba_token_scale_attributes attributes = {append};
+  return COMBA_APPEND(graph, token_scale, &attributes, NULL, x, s);
+}
+
+/* h (B,T,H,V) = y_{0..V-1} / (max(|y_V|, e^-m) + epsilon), y (B,T,H,V+1), m (B,T,H): mLSTM's normaliser */
+static inline comba_tensor *comba_normalized_read(comba_graph *graph, comba_tensor *y, comba_tensor *m,
+                                                  double epsilon) {
+  comba_norm_attributes attributes = {epsilon};
+  return COMBA_APPEND(graph, normalized_read, &attributes, NULL, y, m);
+}
+
+/* y (...,d) = sigmoid(gate) weight x, gate (...,d), weight (d) */
+static inline comba_tensor *comba_channel_gate(comba_graph *graph, comba_tensor *x, comba_tensor *gate,
+                                               comba_tensor *weight) {
+  return COMBA_APPEND(graph, channel_gate, NULL, NULL, x, gate, weight);
+}
+
 /* y = value everywhere: a gate that a mixer fixes. No gradient is computed for it. */
 typedef struct comba_constant_attributes {
   comba_shape shape;
