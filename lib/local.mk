@@ -157,6 +157,9 @@ kernel_sources = \
 	lib/scan/diagonal_decay_recurrent.c \
 	lib/scan/inner_loss.c \
 	lib/scan/inner_loss.h \
+	lib/scan/memory_mlp.c \
+	lib/scan/memory_mlp.h \
+	lib/scan/memory_mlp_chunk.c \
 	lib/scan/scalar.h \
 	lib/scan/scalar_decay.c \
 	lib/scan/scalar_decay.h \

@@ -84,7 +84,8 @@ static inline comba_tensor *comba_gated_rms_norm(comba_graph *graph, comba_tenso
   return COMBA_APPEND(graph, gated_rms_norm, &attributes, NULL, x, gate, weight);
 }
 
-/* y = (x - mean) / sqrt(variance + epsilon) * weight + bias over the last dimension; weight, bias (d) optional */
+/* y = (x - mean) / sqrt(variance + epsilon) * weight + bias over the last dimension; weight, bias optional, (d) or, with
+ * x (..., H, d), (H,d) */
 static inline comba_tensor *comba_layer_norm(comba_graph *graph, comba_tensor *x, comba_tensor *weight,
                                              comba_tensor *bias, double epsilon) {
   comba_norm_attributes attributes = {epsilon};
@@ -469,6 +470,30 @@ typedef struct comba_inner_loss_attributes {
   double sharpness; /* of tanh(sharpness e) in place of the sign; 0 means 10 */
   double smoothing; /* |e| = sqrt(e^2 + smoothing); 0 means 1e-6 */
 } comba_inner_loss_attributes;
+
+/* A memory of two layers, f(x) = gelu(x w1 + b1) w2 + b2 (gelu with tanh), that descends an inner loss while it reads
+ * (docs/memory.md; TTT-MLP), for each head. The tokens of a chunk take their gradients at the memory it starts with:
+ *   loss_j = 1/2 |LN(f(k_j)) - (v_j - k_j)|^2, LN with norm_weight and norm_bias
+ *   memory_i = memory - max(1/i + token_offset_i, 0) sum_{j <= i} rate_j d loss_j / d memory,  i = 1 .. C in the chunk
+ *   o_i = f_i(q_i), f_i with memory_i; memory_C is where the next chunk starts.
+ * q, k, v (B,T,H,F); rate (B,T,H); token_offset (C); norm_weight, norm_bias (H,F); w1 (H,F,M), b1 (H,M), w2 (H,M,F), b2 (H,F): the
+ * first memory; initial_state (N,H,S) optional, S = 2 (2 F M + M + F): zeros are the beginning; position (1) int32, optional: the
+ * tokens before the first, which say where in a chunk it is; cu_seqlens (N+1) optional. Output o (B,T,H,F); `final_state` (or
+ * NULL) receives (N,H,S), and may share memory with initial_state in a graph without backward. */
+typedef struct comba_memory_mlp_attributes {
+  double epsilon;  /* of LN; 0 means 1e-6 */
+  comba_mode mode; /* COMBA_MODE_AUTO: chunks */
+} comba_memory_mlp_attributes;
+typedef struct comba_memory_mlp_operands {
+  comba_tensor *q, *k, *v, *rate, *token_offset, *norm_weight, *norm_bias, *w1, *b1, *w2, *b2;
+  comba_tensor *initial_state, *position, *cu_seqlens;
+} comba_memory_mlp_operands;
+static inline comba_tensor *comba_memory_mlp(comba_graph *graph, const comba_memory_mlp_operands *x,
+                                             comba_memory_mlp_attributes attributes, comba_tensor **final_state) {
+  return COMBA_APPEND(graph, memory_mlp, &attributes, final_state, x->q, x->k, x->v, x->rate, x->token_offset,
+                      x->norm_weight, x->norm_bias, x->w1, x->b1, x->w2, x->b2, x->initial_state, x->position,
+                      x->cu_seqlens);
+}
 
 /* Softmax attention: q (B,T,H,D), k, v (B,T,HKV,D), H a multiple of HKV (query head h reads head h / (H/HKV)) -> (B,T,H,D).
  * causal: token t sees j <= t; window w > 0 with causal: only t - w < j. Sequences of cu_seqlens do not see each other. */

@@ -1,0 +1,464 @@
+/* The two-layer memory over one sequence and head, chunk by chunk. With x the rows of a chunk (n,F), the memory w1, b1, w2, b2
+ * that of its start, r_i what the place of token i gives it and a_j the rate of token j:
+ *
+ *   z1 = k w1 + b1,  x2 = gelu(z1),  z2 = x2 w2 + b2       n2 = gradient of the inner loss at z2
+ *   h = n2 w2^T,  n1 = h gelu'(z1)                         the same at z1
+ *   y1 = q w1 + b1 - A1 n1,  u = gelu(y1)                  A1 = tril(r_i a_j (q_i . k_j + 1))
+ *   o = u w2 + b2 - A2 n2                                  A2 = tril(r_i a_j (u_i . x2_j + 1))
+ *   w1' = w1 - r_C sum_j a_j k_j^T n1_j, and so on
+ *
+ * A call may begin and end inside a chunk. Then the sums of a_j k_j^T n1_j so far are kept apart, `gathered`, and token i reads
+ * the memory of the chunk's start less r_i times them. */
+#include "core/gemm.h"
+#include "scan/memory_mlp.h"
+
+/* ---- Scratch ------------------------------------------------------------------------------------------------------ */
+
+/* A layer y = x w + b inside a memory, or its gradient. */
+typedef struct layer {
+  int64_t in, out;
+  real *w, *b; /* (in,out), (out) */
+} layer;
+
+static layer first_layer(real *memory, int64_t F, int64_t M) {
+  return (layer){F, M, memory, memory + F * M};
+}
+static layer second_layer(real *memory, int64_t F, int64_t M) {
+  return (layer){M, F, memory + F * M + M, memory + 2 * F * M + M};
+}
+
+/* A chunk, or a part of one. Matrices of 2n rows have those of the keys first, then those of the queries. */
+typedef struct chunk {
+  int64_t n, start, phase;        /* tokens; the first one's number in the sequence, and its place in the chunk */
+  bool complete;                  /* the chunk ends here */
+  real *memory;                   /* (P) at the start of the chunk */
+  real *gathered;                 /* (P) before these tokens; of interest where phase > 0 */
+  real *place, *own;              /* (n) r, a */
+  real *x, *target;               /* (2n,F); (n,F) v - k */
+  real *z1, *slope;               /* (2n,M) z1, y1; gelu' of them */
+  real *x2;                       /* (2n,M) x2, u */
+  real *h, *n1;                   /* (n,M) */
+  real *z2, *n2;                  /* (n,F) */
+  real *o;                        /* (n,F) */
+  real *score1, *score2, *masked; /* (n,n) q k^T + 1; u x2^T + 1; one of them times r_i a_j */
+  real *product;                  /* (n, larger of F and M) */
+  /* backward alone */
+  real *memories;            /* (GROUP,P) at the start of a group's chunks */
+  real *dmemory, *dgathered; /* (P) */
+  real *dplace, *down;       /* (n) dr, da */
+  real *dx, *dtarget;        /* (2n,F); (n,F) */
+  real *dz1, *dx2;           /* (2n,M) dz1, dy1; dx2, du */
+  real *dz2;                 /* (2n,F) dz2, do */
+  real *dn1, *dn2;           /* (n,M), (n,F) */
+} chunk;
+
+/* Deals `scratch` out and returns its size; with NULL just the size. */
+static int64_t lay_out(chunk *s, real *scratch, int64_t F, int64_t M, int64_t n, bool backward) {
+  const int64_t P = memory_mlp_size(F, M), narrow = n * F, wide = n * M, square = n * n;
+  const struct {
+    real **at;
+    int64_t size;
+  } parts[] = {
+      {&s->memory, P},
+      {&s->gathered, P},
+      {&s->place, n},
+      {&s->own, n},
+      {&s->x, 2 * narrow},
+      {&s->target, narrow},
+      {&s->z1, 2 * wide},
+      {&s->slope, 2 * wide},
+      {&s->x2, 2 * wide},
+      {&s->h, wide},
+      {&s->n1, wide},
+      {&s->z2, narrow},
+      {&s->n2, narrow},
+      {&s->o, narrow},
+      {&s->score1, square},
+      {&s->score2, square},
+      {&s->masked, square},
+      {&s->product, n * (F > M ? F : M)},
+      /* backward alone */
+      {&s->memories, GROUP * P},
+      {&s->dmemory, P},
+      {&s->dgathered, P},
+      {&s->dplace, n},
+      {&s->down, n},
+      {&s->dx, 2 * narrow},
+      {&s->dtarget, narrow},
+      {&s->dz1, 2 * wide},
+      {&s->dx2, 2 * wide},
+      {&s->dz2, 2 * narrow},
+      {&s->dn1, wide},
+      {&s->dn2, narrow},
+  };
+  int64_t size = 0;
+  for (size_t i = 0; i < sizeof parts / sizeof *parts && (backward || parts[i].at != &s->memories); i++) {
+    *parts[i].at = scratch ? scratch + size : NULL;
+    size += (parts[i].size + 15) / 16 * 16; /* whole cache lines */
+  }
+  return size;
+}
+
+int64_t COMBA_VARIANT(comba_memory_mlp_scratch)(int64_t F, int64_t M, int64_t C, bool backward) {
+  chunk s;
+  return lay_out(&s, NULL, F, M, C, backward);
+}
+
+/* ---- Rows --------------------------------------------------------------------------------------------------------- */
+
+/* gelu in the form with tanh, x sigmoid(w) with w = x (a + b x^2), and its derivative. */
+static const real GELU_A = (real)1.5957691216057308, GELU_B = (real)0.07135481627260025;
+
+static void gelu_rows(int64_t count, const real *z, real *y, real *slope) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; i++) {
+    const real x = z[i], squared = GELU_B * x * x, s = comba_sigmoid(x * (GELU_A + squared));
+    y[i] = x * s;
+    slope[i] = s + x * s * (1 - s) * (GELU_A + 3 * squared);
+  }
+}
+
+/* dz = dn h gelu''(z) */
+static void gelu_curve_rows(int64_t count, const real *z, const real *dn, const real *h, real *dz) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; i++) {
+    const real x = z[i], squared = GELU_B * x * x, s = comba_sigmoid(x * (GELU_A + squared));
+    const real slope = GELU_A + 3 * squared;
+    const real curve = s * (1 - s) * (2 * slope + 6 * squared + x * slope * slope * (1 - 2 * s));
+    dz[i] = dn[i] * h[i] * curve;
+  }
+}
+
+/* ---- Layers ------------------------------------------------------------------------------------------------------- */
+
+/* y (n,out) = x (n,in) w + b */
+static void apply(int64_t n, const layer *l, const real *x, real *y) {
+  for (int64_t i = 0; i < n; i++) memcpy(y + i * l->out, l->b, (size_t)l->out * sizeof(real));
+  comba_gemm_serial('N', 'N', n, l->out, l->in, 1, x, l->in, l->w, l->out, 1, y, l->out);
+}
+
+/* l += factor (x^T y, column sums of y): x (n,in), y (n,out) */
+static void add_outer(int64_t n, real factor, const real *x, const real *y, const layer *l) {
+  comba_gemm_serial('T', 'N', l->in, l->out, n, factor, x, l->in, y, l->out, 1, l->w, l->out);
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t c = 0; c < l->out; c++) l->b[c] += factor * y[i * l->out + c];
+}
+
+/* to (n,width) = from times a factor a row */
+static void scale_rows(int64_t n, int64_t width, const real *factor, const real *from, real *to) {
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t c = 0; c < width; c++) to[i * width + c] = factor[i] * from[i * width + c];
+}
+
+/* masked = tril(r_i a_j score_ij) */
+static void mask_scores(const chunk *s, const real *score, real *masked) {
+  for (int64_t i = 0; i < s->n; i++)
+    for (int64_t j = 0; j < s->n; j++)
+      masked[i * s->n + j] = j <= i ? s->place[i] * s->own[j] * score[i * s->n + j] : 0;
+}
+
+/* y (n,out): what a layer makes of x (n,in) as each token finds it, after the gradients at the keys' inputs x_key (n,in) and
+ * outputs (n,out), and those gathered before. */
+static void read_layer(const chunk *s, const layer *l, const layer *gathered, const real *x, const real *x_key,
+                       const real *gradient, real *score, real *y) {
+  const int64_t n = s->n;
+  apply(n, l, x, y);
+  for (int64_t i = 0; i < n * n; i++) score[i] = 1;
+  comba_gemm_serial('N', 'T', n, n, l->in, 1, x, l->in, x_key, l->in, 1, score, n);
+  mask_scores(s, score, s->masked);
+  comba_gemm_serial('N', 'N', n, l->out, n, -1, s->masked, n, gradient, l->out, 1, y, l->out);
+  if (!s->phase) return;
+  apply(n, gathered, x, s->product);
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t c = 0; c < l->out; c++) y[i * l->out + c] -= s->place[i] * s->product[i * l->out + c];
+}
+
+/* Of read_layer: from dy (n,out), dx, overwritten, and added to: dx_key, dgradient, dr, da, the gradient of `gathered`. That
+ * of l is left to a product over more rows. */
+static void read_layer_backward(const chunk *s, const layer *l, const layer *gathered, const layer *dgathered,
+                                const real *x, const real *x_key, const real *gradient, const real *score,
+                                const real *dy, real *dx, real *dx_key, real *dgradient) {
+  const int64_t n = s->n, in = l->in, out = l->out;
+  comba_gemm_serial('N', 'T', n, in, out, 1, dy, out, l->w, out, 0, dx, in);
+  mask_scores(s, score, s->masked);
+  comba_gemm_serial('T', 'N', n, out, n, -1, s->masked, n, dy, out, 1, dgradient, out);
+  comba_gemm_serial('N', 'T', n, n, out, -1, dy, out, gradient, out, 0, s->masked, n);
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t j = 0; j < n; j++) {
+      real *at = s->masked + i * n + j;
+      if (j <= i) {
+        const real slope = *at * score[i * n + j];
+        s->dplace[i] += slope * s->own[j];
+        s->down[j] += slope * s->place[i];
+      }
+      *at = j <= i ? *at * s->place[i] * s->own[j] : 0;
+    }
+  comba_gemm_serial('N', 'N', n, in, n, 1, s->masked, n, x_key, in, 1, dx, in);
+  comba_gemm_serial('T', 'N', n, in, n, 1, s->masked, n, x, in, 1, dx_key, in);
+  if (!s->phase) return;
+  apply(n, gathered, x, s->product);
+  for (int64_t i = 0; i < n; i++) s->dplace[i] -= scan_dot(dy + i * out, s->product + i * out, out);
+  scale_rows(n, out, s->place, dy, s->product);
+  comba_gemm_serial('N', 'T', n, in, out, -1, s->product, out, gathered->w, out, 1, dx, in);
+  add_outer(n, -1, x, s->product, dgathered);
+}
+
+/* Of sum_j a_j (x_j^T gradient_j, gradient_j), from `dsum` times `factor`: dx (n,in) and dgradient (n,out), overwritten, and da,
+ * added to. Returns the inner product of dsum and the sum. */
+static real gather_backward(const chunk *s, const layer *dsum, real factor, const real *x, const real *gradient,
+                            real *dx, real *dgradient) {
+  const int64_t n = s->n, in = dsum->in, out = dsum->out;
+  real total = 0;
+  apply(n, dsum, x, dgradient);
+  for (int64_t j = 0; j < n; j++) {
+    const real inner = scan_dot(gradient + j * out, dgradient + j * out, out);
+    s->down[j] += factor * inner;
+    total += s->own[j] * inner;
+    for (int64_t c = 0; c < out; c++) {
+      dgradient[j * out + c] *= factor * s->own[j];
+      s->product[j * out + c] = factor * s->own[j] * gradient[j * out + c];
+    }
+  }
+  comba_gemm_serial('N', 'T', n, in, out, 1, s->product, out, dsum->w, out, 0, dx, in);
+  return total;
+}
+
+/* ---- Chunks ------------------------------------------------------------------------------------------------------- */
+
+/* The tokens from `start` to at most `end` that lie in one chunk: their places, rates, keys and queries. */
+static void load_chunk(const memory_mlp_head *h, int64_t start, int64_t most, chunk *s) {
+  const int64_t F = h->F, left = h->length - start;
+  s->start = start;
+  s->phase = (h->phase + start) % h->chunk;
+  s->n = h->chunk - s->phase;
+  if (s->n > left) s->n = left;
+  if (s->n > most) s->n = most;
+  s->complete = s->phase + s->n == h->chunk;
+  for (int64_t i = 0; i < s->n; i++) {
+    const real place = 1 / (real)(s->phase + i + 1) + h->token_offset[s->phase + i];
+    s->place[i] = place > 0 ? place : 0;
+    s->own[i] = h->rate[(start + i) * h->rate_stride];
+    memcpy(s->x + i * F, h->k + (start + i) * h->stride, (size_t)F * sizeof(real));
+    memcpy(s->x + (s->n + i) * F, h->q + (start + i) * h->stride, (size_t)F * sizeof(real));
+    for (int64_t c = 0; c < F; c++) s->target[i * F + c] = h->v[(start + i) * h->stride + c] - s->x[i * F + c];
+  }
+}
+
+/* What the keys alone decide: z1, x2, z2, n2, h, n1. */
+static void find_gradients(const memory_mlp_head *h, chunk *s) {
+  const int64_t n = s->n, F = h->F, M = h->M;
+  const layer first = first_layer(s->memory, F, M), second = second_layer(s->memory, F, M);
+  apply(n, &first, s->x, s->z1);
+  gelu_rows(n * M, s->z1, s->x2, s->slope);
+  apply(n, &second, s->x2, s->z2);
+  COMBA_VARIANT(comba_inner_loss_forward)(&h->loss, n, s->z2, s->target, NULL, s->n2);
+  comba_gemm_serial('N', 'T', n, M, F, 1, s->n2, F, second.w, F, 0, s->h, M);
+  for (int64_t i = 0; i < n * M; i++) s->n1[i] = s->h[i] * s->slope[i];
+}
+
+/* What the queries read: y1, u, o. */
+static void read_memory(const memory_mlp_head *h, chunk *s) {
+  const int64_t n = s->n, F = h->F, M = h->M;
+  const layer first = first_layer(s->memory, F, M), second = second_layer(s->memory, F, M);
+  const layer gathered1 = first_layer(s->gathered, F, M), gathered2 = second_layer(s->gathered, F, M);
+  real *y1 = s->z1 + n * M, *u = s->x2 + n * M;
+  read_layer(s, &first, &gathered1, s->x + n * F, s->x, s->n1, s->score1, y1);
+  gelu_rows(n * M, y1, u, s->slope + n * M);
+  read_layer(s, &second, &gathered2, u, s->x2, s->n2, s->score2, s->o);
+}
+
+/* The memory, or what is gathered, after the tokens. */
+static void write_memory(const memory_mlp_head *h, chunk *s) {
+  const int64_t n = s->n, F = h->F, M = h->M, P = memory_mlp_size(F, M);
+  const real last = s->place[n - 1];
+  const bool whole = s->complete && !s->phase; /* nothing needs to be gathered */
+  if (!whole && !s->phase) memset(s->gathered, 0, (size_t)P * sizeof(real));
+  real *to = whole ? s->memory : s->gathered;
+  const real factor = whole ? -last : 1;
+  const layer first = first_layer(to, F, M), second = second_layer(to, F, M);
+  scale_rows(n, M, s->own, s->n1, s->product);
+  add_outer(n, factor, s->x, s->product, &first);
+  scale_rows(n, F, s->own, s->n2, s->product);
+  add_outer(n, factor, s->x2, s->product, &second);
+  if (s->complete && !whole)
+    for (int64_t i = 0; i < P; i++) s->memory[i] -= last * s->gathered[i];
+}
+
+/* ---- Forward ------------------------------------------------------------------------------------------------------ */
+
+/* The learned memory is four parameters. */
+enum { PARTS = 4 };
+typedef struct part {
+  const real *data;
+  int64_t size;
+} part;
+static void parts_of(const memory_mlp_head *h, part parts[PARTS]) {
+  const int64_t F = h->F, M = h->M;
+  const part all[PARTS] = {{h->w1, F * M}, {h->b1, M}, {h->w2, M * F}, {h->b2, F}};
+  memcpy(parts, all, sizeof all);
+}
+
+static void load_memory(const memory_mlp_head *h, real *memory) {
+  part parts[PARTS];
+  parts_of(h, parts);
+  real *to = memory;
+  for (int i = 0; i < PARTS; to += parts[i++].size) memcpy(to, parts[i].data, (size_t)parts[i].size * sizeof(real));
+  if (h->initial_state) scan_add(memory, h->initial_state, memory_mlp_size(h->F, h->M));
+}
+
+static void load_gathered(const memory_mlp_head *h, real *gathered) {
+  const int64_t P = memory_mlp_size(h->F, h->M);
+  scan_load_state(gathered, h->initial_state ? h->initial_state + P : NULL, P);
+}
+
+/* A memory that no chunk's end has changed stays as it was given, bit by bit. */
+static void store_state(const memory_mlp_head *h, const real *memory, const real *gathered) {
+  const int64_t P = memory_mlp_size(h->F, h->M), end = h->phase + h->length;
+  part parts[PARTS];
+  parts_of(h, parts);
+  real *to = h->final_state;
+  if (end < h->chunk)
+    scan_load_state(to, h->initial_state, P);
+  else
+    for (int i = 0; i < PARTS; memory += parts[i].size, to += parts[i++].size)
+      for (int64_t j = 0; j < parts[i].size; j++) to[j] = memory[j] - parts[i].data[j];
+  scan_load_state(h->final_state + P, end % h->chunk ? gathered : NULL, P);
+}
+
+/* Chunks of the sequence, whole or not, and the token at which one starts. */
+static int64_t chunks_of(const memory_mlp_head *h) {
+  return h->length ? (h->phase + h->length + h->chunk - 1) / h->chunk : 0;
+}
+static int64_t chunk_start(const memory_mlp_head *h, int64_t number) {
+  return number ? number * h->chunk - h->phase : 0;
+}
+
+void COMBA_VARIANT(comba_memory_mlp_forward)(const memory_mlp_head *h, real *scratch) {
+  const int64_t F = h->F, P = memory_mlp_size(F, h->M);
+  chunk s = {.complete = false};
+  lay_out(&s, scratch, F, h->M, h->chunk, false);
+  load_memory(h, s.memory);
+  load_gathered(h, s.gathered);
+  for (int64_t start = 0; start < h->length; start += s.n) {
+    const int64_t number = (h->phase + start) / h->chunk;
+    load_chunk(h, start, h->by_token ? 1 : h->chunk, &s);
+    if (h->memories && start == chunk_start(h, number) && number % GROUP == 0)
+      memcpy(h->memories + number / GROUP * h->memory_stride, s.memory, (size_t)P * sizeof(real));
+    find_gradients(h, &s);
+    read_memory(h, &s);
+    for (int64_t i = 0; i < s.n; i++) memcpy(h->o + (start + i) * h->stride, s.o + i * F, (size_t)F * sizeof(real));
+    write_memory(h, &s);
+  }
+  store_state(h, s.memory, s.gathered);
+}
+
+/* ---- Backward ----------------------------------------------------------------------------------------------------- */
+
+/* On entry s->memory is that of the chunk, s->dmemory the gradient of the next one's, s->dgathered that of what is gathered if
+ * the chunk goes on; on return these are of the chunk's own memory, and of what was gathered before it. */
+static void backward_chunk(const memory_mlp_head *h, chunk *s) {
+  const int64_t n = s->n, F = h->F, M = h->M, P = memory_mlp_size(F, M);
+  const layer first = first_layer(s->memory, F, M), second = second_layer(s->memory, F, M);
+  const layer gathered1 = first_layer(s->gathered, F, M), gathered2 = second_layer(s->gathered, F, M);
+  const layer dfirst = first_layer(s->dmemory, F, M), dsecond = second_layer(s->dmemory, F, M);
+  const layer dgathered1 = first_layer(s->dgathered, F, M), dgathered2 = second_layer(s->dgathered, F, M);
+  real *dweight = h->parameter_gradient + P, *dbias = dweight + F, *doffset = dbias + F;
+  real *x2 = s->x2, *u = x2 + n * M, *dx2 = s->dx2, *du = dx2 + n * M, *dh = du;
+  real *dz1 = s->dz1, *dy1 = dz1 + n * M, *dz2 = s->dz2, *o_gradient = dz2 + n * F;
+  real *dk = s->dx, *dq = dk + n * F;
+  find_gradients(h, s);
+  read_memory(h, s);
+  memset(s->dplace, 0, (size_t)n * sizeof(real));
+  memset(s->down, 0, (size_t)n * sizeof(real));
+
+  /* what the tokens write */
+  const real last = s->place[n - 1], factor = s->complete ? -last : 1;
+  real along = gather_backward(s, s->complete ? &dfirst : &dgathered1, factor, s->x, s->n1, dk, s->dn1);
+  along += gather_backward(s, s->complete ? &dsecond : &dgathered2, factor, x2, s->n2, dx2, s->dn2);
+  if (s->complete) {
+    if (s->phase) along += scan_dot(s->dmemory, s->gathered, P);
+    s->dplace[n - 1] -= along;
+    for (int64_t i = 0; s->phase && i < P; i++) s->dgathered[i] = -last * s->dmemory[i];
+  }
+
+  /* what they read */
+  if (h->output_gradient) {
+    for (int64_t i = 0; i < n; i++)
+      memcpy(o_gradient + i * F, h->output_gradient + (s->start + i) * h->stride, (size_t)F * sizeof(real));
+    read_layer_backward(s, &second, &gathered2, &dgathered2, u, x2, s->n2, s->score2, o_gradient, du, dx2, s->dn2);
+    for (int64_t i = 0; i < n * M; i++) dy1[i] = du[i] * s->slope[n * M + i];
+    read_layer_backward(s, &first, &gathered1, &dgathered1, s->x + n * F, s->x, s->n1, s->score1, dy1, dq, dk, s->dn1);
+  } else {
+    memset(o_gradient, 0, (size_t)(n * F) * sizeof(real));
+    memset(dy1, 0, (size_t)(n * M) * sizeof(real));
+    memset(dq, 0, (size_t)(n * F) * sizeof(real));
+  }
+
+  /* what they write, as a function of the memory; dh takes the place of du, which has been used */
+  for (int64_t i = 0; i < n * M; i++) dh[i] = s->dn1[i] * s->slope[i];
+  gelu_curve_rows(n * M, s->z1, s->dn1, s->h, dz1);
+  comba_gemm_serial('N', 'N', n, F, M, 1, dh, M, second.w, F, 1, s->dn2, F);
+  const inner_loss_gradients inner = {.dz = dz2, .dtarget = s->dtarget, .dweight = dweight, .dbias = dbias};
+  COMBA_VARIANT(comba_inner_loss_backward)(&h->loss, n, s->z2, s->target, NULL, s->dn2, &inner);
+  comba_gemm_serial('N', 'T', n, M, F, 1, dz2, F, second.w, F, 1, dx2, M);
+  for (int64_t i = 0; i < n * M; i++) dz1[i] += dx2[i] * s->slope[i];
+  comba_gemm_serial('N', 'T', n, F, M, 1, dz1, M, first.w, M, 1, dk, F);
+  for (int64_t i = 0; i < n * F; i++) dk[i] -= s->dtarget[i];
+
+  add_outer(2 * n, 1, s->x, dz1, &dfirst);
+  add_outer(2 * n, 1, x2, dz2, &dsecond);
+  comba_gemm_serial('T', 'N', M, F, n, 1, dh, M, s->n2, F, 1, dsecond.w, F);
+  for (int64_t i = 0; i < n; i++) doffset[s->phase + i] += s->place[i] > 0 ? s->dplace[i] : 0;
+}
+
+static void store_gradients(const memory_mlp_head *h, const chunk *s) {
+  const int64_t n = s->n, F = h->F;
+  const struct {
+    real *to;
+    const real *from;
+    bool accumulate;
+  } rows[] = {{h->dq, s->dx + n * F, h->accumulate[Q]},
+              {h->dk, s->dx, h->accumulate[KEY]},
+              {h->dv, s->dtarget, h->accumulate[VALUE]}};
+  for (int k = 0; k < 3; k++)
+    for (int64_t i = 0; rows[k].to && i < n; i++)
+      scan_store_gradient(rows[k].to + (s->start + i) * h->stride, rows[k].from + i * F, F, rows[k].accumulate);
+  for (int64_t i = 0; h->drate && i < n; i++)
+    scan_store_gradient(h->drate + (s->start + i) * h->rate_stride, s->down + i, 1, h->accumulate[RATE]);
+}
+
+void COMBA_VARIANT(comba_memory_mlp_backward)(const memory_mlp_head *h, real *scratch) {
+  const int64_t F = h->F, M = h->M, P = memory_mlp_size(F, M), chunks = chunks_of(h);
+  const real *final = h->final_state_gradient;
+  chunk s;
+  lay_out(&s, scratch, F, M, h->chunk, true);
+  load_gathered(h, s.gathered);
+  scan_load_state(s.dmemory, final, P);
+  scan_load_state(s.dgathered, final && (h->phase + h->length) % h->chunk ? final + P : NULL, P);
+  for (int64_t end = chunks, first; end > 0; end = first) {
+    first = (end - 1) / GROUP * GROUP;
+    memcpy(s.memories, h->memories + first / GROUP * h->memory_stride, (size_t)P * sizeof(real));
+    for (int64_t number = first; number < end - 1; number++) {
+      s.memory = s.memories + (number + 1 - first) * P;
+      memcpy(s.memory, s.memory - P, (size_t)P * sizeof(real));
+      load_chunk(h, chunk_start(h, number), h->chunk, &s);
+      find_gradients(h, &s);
+      write_memory(h, &s);
+    }
+    for (int64_t number = end - 1; number >= first; number--) {
+      s.memory = s.memories + (number - first) * P;
+      load_chunk(h, chunk_start(h, number), h->chunk, &s);
+      if (s.phase) load_gathered(h, s.gathered); /* the way forward has added to it */
+      backward_chunk(h, &s);
+      store_gradients(h, &s);
+    }
+  }
+  scan_add(h->parameter_gradient, s.dmemory, P);
+  for (int64_t i = 0; final && i < P; i++)
+    h->parameter_gradient[i] -= final[i]; /* a state is less the learned memory */
+  if (!h->initial_state_gradient) return;
+  if (!h->phase) memset(s.dgathered, 0, (size_t)P * sizeof(real));
+  const bool accumulate = h->accumulate[INITIAL_STATE];
+  scan_store_gradient(h->initial_state_gradient, s.dmemory, P, accumulate);
+  scan_store_gradient(h->initial_state_gradient + P, s.dgathered, P, accumulate);
+}
