@@ -49,6 +49,7 @@ static comba_status run(const options *o) {
   COMBA_TRY(lm_load(&model, o->model, &library));
   comba_model_describe(model, &info);
   COMBA_TRY(comba_tokens_open(&tokens, o->data, o->files, info.vocab_size));
+  COMBA_TRY(comba_tokens_check_length(tokens, o->length, false));
   comba_profile_enable(o->profile);
   COMBA_TRY(lm_evaluate(model, tokens, o->batch, o->length, o->common.quiet || o->common.json, result));
   if (o->common.json) {
@@ -59,7 +60,8 @@ static comba_status run(const options *o) {
            json_number_value(json_object_get(result, "perplexity")));
     if (comba_tokens_are_bytes(tokens))
       printf("bits/byte   %.5f\n", json_number_value(json_object_get(result, "bits_per_byte")));
-    printf("tokens      %lld\n", (long long)json_integer_value(json_object_get(result, "tokens")));
+    printf("accuracy    %.2f %%\ntokens      %lld\n", 100 * json_number_value(json_object_get(result, "accuracy")),
+           (long long)json_integer_value(json_object_get(result, "tokens")));
   }
   if (o->profile) comba_describe_profile();
 cleanup:
@@ -72,14 +74,21 @@ cleanup:
 int lm_eval(int argc, char **argv) {
   static const struct argp_option list[] = {
       {"model", MODEL, "DIR", 0, "Folder with config.json and model.safetensors", 0},
-      {"data", DATA, "FILE", 0, "Any file as bytes, or a token file; may be given several times", 0},
+      {"data", DATA, "FILE", 0,
+       "Any file as bytes, or a token file; of examples the marked tokens count; may be given several times", 0},
       {"batch-size", BATCH, "N", 0, "Windows at a time (default 16)", 0},
       {"sequence-length", LENGTH, "N", 0, "Tokens a window; the state is reset at each (default 256)", 0},
       {"profile", PROFILE, 0, 0, "Print the time of each operator", 0},
       {0}};
   static const struct argp_child children[] = {{&comba_common_argp, 0, 0, 0}, {0}};
   const struct argp argp = {
-      list, parse, "[FILE...]", "Loss, perplexity and bits per byte over non-overlapping windows.", children, 0, 0};
+      list,
+      parse,
+      "[FILE...]",
+      "Loss, perplexity, bits per byte and accuracy over non-overlapping windows, or over examples.",
+      children,
+      0,
+      0};
   static options o; /* large */
   o = (options){.common = comba_common_defaults(), .batch = 16, .length = 256};
   comba_options_parse(&argp, argc, argv, &o);

@@ -121,10 +121,11 @@ static comba_status run(options *o) {
     COMBA_TRY(
         comba_fail(COMBA_ERROR_ARGUMENT, "%s: model_type is '%s', expected a language model", source, info.model_type));
   COMBA_TRY(comba_tokens_open(&s.data, o->data, o->files, info.vocab_size));
-  if (comba_tokens_count(s.data) <= o->length)
-    COMBA_TRY(comba_fail(COMBA_ERROR_ARGUMENT, "--data has %lld tokens, expected more than --sequence-length %lld",
-                         (long long)comba_tokens_count(s.data), (long long)o->length));
-  if (o->validation) COMBA_TRY(comba_tokens_open(&s.validation, &o->validation, 1, info.vocab_size));
+  COMBA_TRY(comba_tokens_check_length(s.data, o->length, true));
+  if (o->validation) {
+    COMBA_TRY(comba_tokens_open(&s.validation, &o->validation, 1, info.vocab_size));
+    COMBA_TRY(comba_tokens_check_length(s.validation, o->length, false));
+  }
   const size_t tokens = (size_t)(o->training.batch_size * o->length);
   s.input = comba_allocate(tokens * sizeof *s.input, "input tokens");
   s.target = comba_allocate(tokens * sizeof *s.target, "target tokens");

@@ -271,7 +271,7 @@ fails 2 'word.json: num_classes is "ten"' "$vision" train --config word.json --d
 fails 2 "num_classes is 7" "$vision" train --config /dev/stdin --data pictures --output new <<END
 $(sed 's/"image_size"/"num_classes": 7, "image_size"/' vision.json)
 END
-fails 2 "--data has 1500 tokens" "$lm" train --config lm.json --data short.txt --sequence-length 1500 --steps 1 \
+fails 2 "short.txt: 1500 tokens in all, expected at least 1501" "$lm" train --config lm.json --data short.txt --sequence-length 1500 --steps 1 \
   --output new --quiet
 absent new
 

@@ -223,7 +223,8 @@ tokens() { # TEXT VERSION VOCABULARY WIDTH COUNT: two ids, 7 and 300
 }
 tokens 'token 1 has id 300, expected less than the vocabulary' 1 256 2 2
 tokens 'vocab_size 1000' 1 1000 2 2
-tokens 'version 2' 2 256 2 2
+tokens 'version 3' 3 256 2 2
+tokens 'expected 32 and 2 ids of 2 bytes, each with a mark' 2 256 2 2
 tokens '3 bytes an id' 1 256 3 2
 tokens '4611686018427387904 ids' 1 256 2 4611686018427387904
 tokens 'expected 32 and 3 ids' 1 256 2 3

@@ -508,6 +508,52 @@ START_TEST(token_batches_depend_on_seed_and_step) {
 }
 END_TEST
 
+START_TEST(examples_of_two_files) {
+  comba_tokens *tokens = NULL;
+  const int32_t ids[6] = {1, 2, 3, 4, 5, 6};
+  const uint8_t marks[6] = {1, 0, 1, 0, 1, 0};
+  int32_t input[4], target[4];
+  expect_ok(comba_tokens_write_examples(at("pairs"), ids, marks, 3, 2, 9));
+  expect_ok(comba_tokens_write_examples(at("triples"), ids, marks, 2, 3, 9));
+  expect_failure(open_tokens(&tokens, "pairs", NULL, 9), COMBA_ERROR_FORMAT, "no token behind the first");
+  expect_ok(open_tokens(&tokens, "triples", "triples", 9));
+  expect_failure(comba_tokens_check_length(tokens, 2, false), COMBA_ERROR_ARGUMENT, "examples of 3 tokens");
+  ck_assert_int_eq(comba_tokens_windows(tokens, 4), 4);
+  expect_ok(comba_tokens_evaluation_window(tokens, 3, 4, input, target)); /* ids 4 5 6, the second is marked */
+  const int32_t second[4] = {4, 5, 6, 0}, marked[4] = {5, -100, -100, -100};
+  ck_assert_mem_eq(input, second, sizeof second);
+  ck_assert_mem_eq(target, marked, sizeof marked);
+  bool seen[2] = {false};
+  for (int step = 0; step < 20; step++) {
+    expect_ok(comba_tokens_batch(tokens, 1, step, 1, 3, input, target));
+    ck_assert(input[0] == 1 || input[0] == 4);
+    seen[input[0] == 4] = true;
+    ck_assert_int_eq(target[0], input[0] == 4 ? 5 : -100);
+    ck_assert_int_eq(target[1], input[0] == 4 ? -100 : 3);
+  }
+  ck_assert(seen[0] && seen[1]);
+  comba_tokens_free(tokens);
+
+  char *data = NULL;
+  size_t size = 0;
+  tokens = NULL;
+  expect_ok(comba_file_read(at("triples"), 1000, &data, &size));
+  ck_assert_uint_eq(size, 32 + 6 * 3);
+  static const struct {
+    int place, value;
+    const char *part;
+  } broken[] = {{20, 1, "1 tokens an example"}, {20, 4, "4 tokens an example"}, {49, 2, "token 5 has mark 2"}};
+  for (size_t i = 0; i < sizeof broken / sizeof *broken; i++) {
+    char altered[50];
+    memcpy(altered, data, size);
+    altered[broken[i].place] = (char)broken[i].value;
+    put("altered", altered, size);
+    expect_failure(open_tokens(&tokens, "altered", NULL, 9), COMBA_ERROR_FORMAT, broken[i].part);
+  }
+  free(data);
+}
+END_TEST
+
 START_TEST(broken_token_files) {
   comba_tokens *tokens = NULL;
   const int32_t ids[3] = {1, 5, 999};
@@ -528,8 +574,8 @@ START_TEST(broken_token_files) {
   static const struct {
     int place, value;
     const char *part;
-  } broken[] = {{8, 2, "version"},        {12, 10, "token 2 has id 999"},
-                {16, 3, "3 bytes an id"}, {20, 1, "version"},
+  } broken[] = {{8, 3, "version"},        {12, 10, "token 2 has id 999"},
+                {16, 3, "3 bytes an id"}, {20, 1, "0 in a stream"},
                 {24, 4, "4 ids"},         {31, 255, "ids"}};
   for (size_t i = 0; i < sizeof broken / sizeof *broken; i++) {
     char altered[38];
@@ -567,6 +613,7 @@ int main(void) {
   tcase_add_test(tests, shuffles_are_permutations);
   tcase_add_test(tests, bytes_of_several_files);
   tcase_add_test(tests, token_batches_depend_on_seed_and_step);
+  tcase_add_test(tests, examples_of_two_files);
   tcase_add_test(tests, broken_token_files);
   suite_add_tcase(suite, tests);
   return run_suite(suite);

@@ -13,7 +13,10 @@
 #include "data/fingerprint.h"
 #include "data/read_at.h"
 
-enum { HEADER = 32, VERSION = 1, PIECE = 1 << 16 /* ids read at once */ };
+enum { HEADER = 32, PIECE = 1 << 16 /* ids read at once */ };
+/* The last two are also the versions of a token file. */
+typedef enum kind { PLAIN, STREAM, EXAMPLES } kind;
+static const char *const kinds[] = {"a plain file", "a stream of tokens", "a file of examples"};
 static const char magic[8] = "COMBATOK";
 
 typedef struct token_file {
@@ -23,12 +26,13 @@ typedef struct token_file {
   uint64_t limit; /* every id is below it */
   int64_t first;  /* place of its first token in the stream */
   int64_t count, offset;
+  int64_t example; /* tokens an example */
 } token_file;
 
 struct comba_tokens {
   token_file *files;
   int64_t file_count, count, vocab_size;
-  bool bytes;
+  kind kind; /* of all files */
   uint64_t fingerprint;
 };
 
@@ -60,30 +64,48 @@ static comba_status read_ids(const token_file *file, int64_t position, int64_t c
   return COMBA_OK;
 }
 
+/* Marks [position, position + count) of a file of examples, checked. */
+static comba_status read_marks(const token_file *file, int64_t position, int64_t count, uint8_t *marks) {
+  const comba_status status = comba_read_at(file->descriptor, file->path, marks, (size_t)count,
+                                            file->offset + file->count * file->width + position);
+  if (status != COMBA_OK) return status;
+  for (int64_t i = 0; i < count; i++)
+    if (marks[i] > 1)
+      return comba_fail(COMBA_ERROR_FORMAT, "%s: token %lld has mark %d, expected 0 or 1", file->path,
+                        (long long)(position + i), marks[i]);
+  return COMBA_OK;
+}
+
 /* ---- Opening ---- */
 
-/* Fills in what a token file's header says; false for a plain file. */
-static comba_status read_header(const comba_tokens *tokens, token_file *file, int64_t size, bool *is_token_file) {
+/* Fills in what a token file's header says; PLAIN for any other. */
+static comba_status read_header(const comba_tokens *tokens, token_file *file, int64_t size, kind *kind) {
   uint8_t header[HEADER] = {0};
   const size_t length = size < HEADER ? (size_t)size : HEADER;
   const comba_status status = comba_read_at(file->descriptor, file->path, header, length, 0);
-  *is_token_file = length >= sizeof magic && memcmp(header, magic, sizeof magic) == 0;
-  if (status != COMBA_OK || !*is_token_file) return status;
+  *kind = PLAIN;
+  if (status != COMBA_OK || length < sizeof magic || memcmp(header, magic, sizeof magic) != 0) return status;
   if (length < HEADER)
     return comba_fail(COMBA_ERROR_FORMAT, "%s: %zu bytes, expected a token file's header of %d", file->path, length,
                       HEADER);
   const uint64_t version = read_number(header + 8, 4), vocab_size = read_number(header + 12, 4);
-  const uint64_t width = read_number(header + 16, 4), reserved = read_number(header + 20, 4);
+  const uint64_t width = read_number(header + 16, 4), example = read_number(header + 20, 4);
   const uint64_t count = read_number(header + 24, 8);
-  if (version != VERSION || reserved != 0)
-    return comba_fail(COMBA_ERROR_UNSUPPORTED, "%s: token file of version %llu, expected %d", file->path,
-                      (unsigned long long)version, VERSION);
+  if (version != STREAM && version != EXAMPLES)
+    return comba_fail(COMBA_ERROR_UNSUPPORTED, "%s: token file of version %llu, expected %d or %d", file->path,
+                      (unsigned long long)version, STREAM, EXAMPLES);
   if (width != 2 && width != 4)
     return comba_fail(COMBA_ERROR_FORMAT, "%s: %llu bytes an id, expected 2 or 4", file->path,
                       (unsigned long long)width);
-  if ((uint64_t)(size - HEADER) % width || count != (uint64_t)(size - HEADER) / width)
-    return comba_fail(COMBA_ERROR_FORMAT, "%s: %lld bytes, expected %d and %llu ids of %llu bytes", file->path,
-                      (long long)size, HEADER, (unsigned long long)count, (unsigned long long)width);
+  const uint64_t each = width + (version == EXAMPLES);
+  if ((uint64_t)(size - HEADER) % each || count != (uint64_t)(size - HEADER) / each)
+    return comba_fail(COMBA_ERROR_FORMAT, "%s: %lld bytes, expected %d and %llu ids of %llu bytes%s", file->path,
+                      (long long)size, HEADER, (unsigned long long)count, (unsigned long long)width,
+                      version == EXAMPLES ? ", each with a mark" : "");
+  if (version == STREAM ? example != 0 : example < 2 || count % example)
+    return comba_fail(COMBA_ERROR_FORMAT, "%s: %llu tokens an example, expected %s", file->path,
+                      (unsigned long long)example,
+                      version == STREAM ? "0 in a stream" : "a divisor of the number of ids from 2 on");
   if (vocab_size > (uint64_t)tokens->vocab_size)
     return comba_fail(COMBA_ERROR_FORMAT, "%s: vocab_size %llu, expected at most the model's %lld", file->path,
                       (unsigned long long)vocab_size, (long long)tokens->vocab_size);
@@ -91,12 +113,14 @@ static comba_status read_header(const comba_tokens *tokens, token_file *file, in
   file->limit = vocab_size;
   file->offset = HEADER;
   file->count = (int64_t)count;
+  file->example = (int64_t)example;
+  *kind = (enum kind)version;
   return COMBA_OK;
 }
 
 static comba_status open_file(comba_tokens *tokens, token_file *file, const char *path) {
   struct stat information;
-  bool is_token_file = false;
+  kind kind = PLAIN;
   file->path = strdup(path);
   if (!file->path) return comba_fail_memory(strlen(path), "a path");
   file->descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not wait for its writer */
@@ -107,14 +131,14 @@ static comba_status open_file(comba_tokens *tokens, token_file *file, const char
   file->width = 1;
   file->limit = 256;
   file->count = size;
-  const comba_status status = read_header(tokens, file, size, &is_token_file);
+  const comba_status status = read_header(tokens, file, size, &kind);
   if (status != COMBA_OK) return status;
   if (file->count == 0) return comba_fail(COMBA_ERROR_FORMAT, "%s: no tokens, expected at least one", path);
-  if (file != tokens->files && tokens->bytes == is_token_file)
-    return comba_fail(COMBA_ERROR_FORMAT, "%s: %s beside %s, expected files of one kind", path,
-                      is_token_file ? "a token file" : "a plain file", tokens->files[0].path);
-  tokens->bytes = !is_token_file;
-  if (tokens->bytes && tokens->vocab_size < 256)
+  if (file != tokens->files && tokens->kind != kind)
+    return comba_fail(COMBA_ERROR_FORMAT, "%s: %s beside %s, expected files of one kind", path, kinds[kind],
+                      tokens->files[0].path);
+  tokens->kind = kind;
+  if (kind == PLAIN && tokens->vocab_size < 256)
     return comba_fail(COMBA_ERROR_ARGUMENT,
                       "%s: a plain file has ids up to 255, the vocabulary has %lld; expected 256 or more", path,
                       (long long)tokens->vocab_size);
@@ -123,15 +147,26 @@ static comba_status open_file(comba_tokens *tokens, token_file *file, const char
   return comba_fingerprint_add_file(&tokens->fingerprint, file->descriptor, path);
 }
 
-static comba_status check_ids(const comba_tokens *tokens) {
+/* Reads all ids and marks. */
+static comba_status check_content(const comba_tokens *tokens) {
   comba_status status = COMBA_OK;
+  int64_t targets = 0;
   int32_t *ids = malloc(PIECE * sizeof *ids);
   if (!ids) return comba_fail_memory(PIECE * sizeof *ids, "tokens");
   for (int64_t i = 0; i < tokens->file_count; i++) {
     const token_file *file = &tokens->files[i];
-    for (int64_t at = 0; at < file->count; at += PIECE)
-      COMBA_TRY(read_ids(file, at, file->count - at < PIECE ? file->count - at : PIECE, ids));
+    for (int64_t at = 0; at < file->count; at += PIECE) {
+      const int64_t some = file->count - at < PIECE ? file->count - at : PIECE;
+      COMBA_TRY(read_ids(file, at, some, ids));
+      if (tokens->kind != EXAMPLES) continue;
+      uint8_t *marks = (uint8_t *)ids;
+      COMBA_TRY(read_marks(file, at, some, marks));
+      for (int64_t k = 0; k < some; k++) targets += marks[k] && (at + k) % file->example;
+    }
   }
+  if (tokens->kind == EXAMPLES && !targets)
+    status = comba_fail(COMBA_ERROR_FORMAT, "%s: no token behind the first of an example is marked as a target",
+                        tokens->files[0].path);
 cleanup:
   free(ids);
   return status;
@@ -160,7 +195,7 @@ comba_status comba_tokens_open(comba_tokens **tokens, const char *const *paths, 
     status = comba_fail(COMBA_ERROR_FORMAT, "%s: one token in all, expected at least two", paths[0]);
     goto cleanup;
   }
-  if (!t->bytes) COMBA_TRY(check_ids(t));
+  if (t->kind != PLAIN) COMBA_TRY(check_content(t));
   *tokens = t;
   t = NULL;
 cleanup:
@@ -183,7 +218,19 @@ int64_t comba_tokens_count(const comba_tokens *tokens) {
 }
 
 bool comba_tokens_are_bytes(const comba_tokens *tokens) {
-  return tokens->bytes;
+  return tokens->kind == PLAIN;
+}
+
+comba_status comba_tokens_check_length(const comba_tokens *tokens, int64_t length, bool training) {
+  for (int64_t i = 0; i < tokens->file_count; i++)
+    if (length < tokens->files[i].example)
+      return comba_fail(COMBA_ERROR_ARGUMENT,
+                        "%s: examples of %lld tokens, expected sequences at least as long, not %lld",
+                        tokens->files[i].path, (long long)tokens->files[i].example, (long long)length);
+  if (training && tokens->kind != EXAMPLES && (length < 1 || tokens->count <= length))
+    return comba_fail(COMBA_ERROR_ARGUMENT, "%s: %lld tokens in all, expected at least %lld for sequences of %lld",
+                      tokens->files[0].path, (long long)tokens->count, (long long)length + 1, (long long)length);
+  return COMBA_OK;
 }
 
 uint64_t comba_tokens_fingerprint(const comba_tokens *tokens) {
@@ -227,23 +274,53 @@ comba_status comba_tokens_window(const comba_tokens *tokens, int64_t start, int6
   return status;
 }
 
+/* Example number `index` of all files, in the first tokens of input and target (length). */
+static comba_status read_example(const comba_tokens *tokens, int64_t index, int64_t length, int32_t *input,
+                                 int32_t *target) {
+  comba_status status = COMBA_OK;
+  const token_file *file = tokens->files;
+  for (; index >= file->count / file->example; file++) index -= file->count / file->example;
+  const int64_t tokens_each = file->example, start = index * tokens_each;
+  uint8_t *marks = malloc((size_t)tokens_each);
+  if (!marks) return comba_fail_memory((size_t)tokens_each, "marks");
+  COMBA_TRY(read_ids(file, start, tokens_each, input));
+  COMBA_TRY(read_marks(file, start, tokens_each, marks));
+  for (int64_t i = 0; i < length; i++) {
+    if (i >= tokens_each) input[i] = 0;
+    target[i] = i + 1 < tokens_each && marks[i + 1] ? input[i + 1] : -100;
+  }
+cleanup:
+  free(marks);
+  return status;
+}
+
+comba_status comba_tokens_evaluation_window(const comba_tokens *tokens, int64_t w, int64_t length, int32_t *input,
+                                            int32_t *target) {
+  return tokens->kind == EXAMPLES ? read_example(tokens, w, length, input, target)
+                                  : comba_tokens_window(tokens, w * length, length, input, target);
+}
+
 comba_status comba_tokens_batch(const comba_tokens *tokens, uint64_t seed, int64_t step, int64_t batch, int64_t length,
                                 int32_t *input, int32_t *target) {
-  comba_status status = COMBA_OK;
-  const int64_t places = tokens->count - length; /* starts that leave a target for the last token */
-  if (length < 1 || places < 1)
-    return comba_fail(COMBA_ERROR_ARGUMENT, "%s: %lld tokens in all, expected at least %lld for sequences of %lld",
-                      tokens->files[0].path, (long long)tokens->count, (long long)length + 1, (long long)length);
+  comba_status status = comba_tokens_check_length(tokens, length, true);
+  if (status != COMBA_OK) return status;
+  /* starts that leave a target for the last token, or examples */
+  const int64_t places = tokens->kind == EXAMPLES ? comba_tokens_windows(tokens, length) : tokens->count - length;
   for (int64_t row = 0; row < batch && status == COMBA_OK; row++) {
-    const int64_t start = (int64_t)comba_random_below(seed, comba_random_stream("tokens"),
+    const int64_t place = (int64_t)comba_random_below(seed, comba_random_stream("tokens"),
                                                       (uint64_t)(step * batch + row), (uint64_t)places);
-    status = comba_tokens_window(tokens, start, length, input + row * length, target + row * length);
+    int32_t *in = input + row * length, *out = target + row * length;
+    status = tokens->kind == EXAMPLES ? read_example(tokens, place, length, in, out)
+                                      : comba_tokens_window(tokens, place, length, in, out);
   }
   return status;
 }
 
 int64_t comba_tokens_windows(const comba_tokens *tokens, int64_t length) {
-  return (tokens->count - 1 + length - 1) / length;
+  if (tokens->kind != EXAMPLES) return (tokens->count - 1 + length - 1) / length;
+  int64_t examples = 0;
+  for (int64_t i = 0; i < tokens->file_count; i++) examples += tokens->files[i].count / tokens->files[i].example;
+  return examples;
 }
 
 /* ---- Writing ---- */
@@ -252,16 +329,18 @@ static void put_number(uint8_t *bytes, uint64_t number, int width) {
   for (int i = 0; i < width; i++) bytes[i] = (uint8_t)(number >> 8 * i);
 }
 
-comba_status comba_tokens_write(const char *path, const int32_t *ids, int64_t count, int64_t vocab_size) {
+static comba_status write_file(const char *path, const int32_t *ids, const uint8_t *marks, int64_t count,
+                               int64_t example, int64_t vocab_size) {
   comba_status status = COMBA_OK;
   comba_file_writer *writer = NULL;
   uint8_t header[HEADER] = {0}, buffer[4096];
   size_t used = 0;
   const int width = vocab_size <= 65536 ? 2 : 4;
   memcpy(header, magic, sizeof magic);
-  put_number(header + 8, VERSION, 4);
+  put_number(header + 8, marks ? EXAMPLES : STREAM, 4);
   put_number(header + 12, (uint64_t)vocab_size, 4);
   put_number(header + 16, (uint64_t)width, 4);
+  put_number(header + 20, (uint64_t)example, 4);
   put_number(header + 24, (uint64_t)count, 8);
   COMBA_TRY(comba_file_writer_create(&writer, path));
   COMBA_TRY(comba_file_writer_write(writer, header, sizeof header));
@@ -277,8 +356,18 @@ comba_status comba_tokens_write(const char *path, const int32_t *ids, int64_t co
     COMBA_TRY(comba_file_writer_write(writer, buffer, used));
     used = 0;
   }
+  if (marks) COMBA_TRY(comba_file_writer_write(writer, marks, (size_t)count));
   COMBA_TRY(comba_file_writer_commit(&writer));
 cleanup:
   comba_file_writer_free(writer);
   return status;
+}
+
+comba_status comba_tokens_write(const char *path, const int32_t *ids, int64_t count, int64_t vocab_size) {
+  return write_file(path, ids, NULL, count, 0, vocab_size);
+}
+
+comba_status comba_tokens_write_examples(const char *path, const int32_t *ids, const uint8_t *marks, int64_t examples,
+                                         int64_t length, int64_t vocab_size) {
+  return write_file(path, ids, marks, examples * length, length, vocab_size);
 }
