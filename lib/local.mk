@@ -8,6 +8,8 @@ include_HEADERS = lib/comba.h
 library_sources = \
 	lib/core/backend.c \
 	lib/core/backend.h \
+	lib/core/device_memory.c \
+	lib/core/device_memory.h \
 	lib/core/file.c \
 	lib/core/file.h \
 	lib/core/gemm.c \
@@ -23,6 +25,7 @@ library_sources = \
 	lib/core/shape.c \
 	lib/core/status.c \
 	lib/core/status.h \
+	lib/core/tensor.c \
 	lib/core/threads.c \
 	lib/core/version.c \
 	lib/data/augment.c \

@@ -15,10 +15,10 @@ extern const comba_op *const comba_op_table_v4[];
 #define FLOAT_SIZES                                                                                                    \
   { sizeof(float), sizeof(float), sizeof(float), sizeof(float), sizeof(int32_t) }
 
-static const comba_backend baseline = {"CPU, baseline", comba_op_table_baseline, FLOAT_SIZES};
+static const comba_backend baseline = {"CPU, baseline", comba_op_table_baseline, FLOAT_SIZES, &comba_host_memory};
 #ifdef COMBA_HAVE_X86_VARIANTS
-static const comba_backend v3 = {"CPU, x86-64-v3 (AVX2)", comba_op_table_v3, FLOAT_SIZES};
-static const comba_backend v4 = {"CPU, x86-64-v4 (AVX-512)", comba_op_table_v4, FLOAT_SIZES};
+static const comba_backend v3 = {"CPU, x86-64-v3 (AVX2)", comba_op_table_v3, FLOAT_SIZES, &comba_host_memory};
+static const comba_backend v4 = {"CPU, x86-64-v4 (AVX-512)", comba_op_table_v4, FLOAT_SIZES, &comba_host_memory};
 #endif
 
 const comba_backend *comba_backend_cpu(void) {
@@ -35,4 +35,20 @@ const comba_backend *comba_backend_cpu(void) {
   if (has_v3) return &v3;
 #endif
   return &baseline;
+}
+
+comba_status comba_backend_open(const comba_backend **backend, const comba_options *options) {
+#ifdef HAVE_CUDA
+  if (options->device != COMBA_DEVICE_CPU) {
+    const comba_status status = comba_backend_cuda(backend, options->precision != COMBA_PRECISION_FLOAT32);
+    if (status == COMBA_OK || options->device == COMBA_DEVICE_CUDA) return status;
+  }
+#else
+  if (options->device == COMBA_DEVICE_CUDA)
+    return comba_fail(COMBA_ERROR_UNSUPPORTED, "device cuda: this library was built without CUDA; use --device cpu");
+#endif
+  if (options->precision == COMBA_PRECISION_BFLOAT16)
+    return comba_fail(COMBA_ERROR_UNSUPPORTED, "precision bf16: the CPU computes in float32; use --precision float32");
+  *backend = comba_backend_cpu();
+  return COMBA_OK;
 }

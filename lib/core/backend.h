@@ -4,6 +4,7 @@
 
 #include <stddef.h>
 
+#include "core/device_memory.h"
 #include "core/op.h"
 
 /* One enumerator an operator: COMBA_OP_linear, ... */
@@ -15,12 +16,16 @@ typedef enum comba_op_id {
 } comba_op_id;
 
 typedef struct comba_backend {
-  const char *name;             /* "CPU, x86-64-v4" */
-  const comba_op *const *op;    /* indexed by comba_op_id */
-  size_t size[COMBA_INDEX + 1]; /* bytes of one element, by class */
+  const char *name;                  /* "CPU, x86-64-v4" */
+  const comba_op *const *op;         /* indexed by comba_op_id */
+  size_t size[COMBA_INDEX + 1];      /* bytes of one element, by class */
+  const comba_device_memory *memory; /* of operands */
 } comba_backend;
 
 /* The fastest CPU variant that this processor runs; chosen once. */
 const comba_backend *comba_backend_cpu(void);
+
+/* The backend that options->device and options->precision ask for. */
+comba_status comba_backend_open(const comba_backend **backend, const comba_options *options);
 
 #endif

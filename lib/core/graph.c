@@ -28,7 +28,7 @@ void comba_graph_free(comba_graph *graph) {
   free(graph->tensor);
   free(graph->node);
   free(graph->storage);
-  free(graph->arena);
+  graph->backend->memory->release(graph->arena);
   free(graph);
 }
 

@@ -56,6 +56,13 @@ comba_tensor *comba_graph_append(comba_graph *graph, comba_op_id op, const void 
 /* The same values under another shape, without a copy. */
 comba_tensor *comba_reshape(comba_graph *graph, comba_tensor *x, comba_shape shape);
 
+/* Copies between the caller's values, float32 or for an index int32, and what a planned graph holds. Reading waits for the
+ * graph's work; on the CPU tensor->data and tensor->gradient may be used directly instead. */
+comba_status comba_tensor_write(const comba_graph *graph, comba_tensor *tensor, const void *values);
+comba_status comba_tensor_read(const comba_graph *graph, const comba_tensor *tensor, void *values);
+comba_status comba_tensor_write_gradient(const comba_graph *graph, comba_tensor *tensor, const float *values);
+comba_status comba_tensor_read_gradient(const comba_graph *graph, const comba_tensor *tensor, float *values);
+
 /* Keeps the value readable after a run. */
 void comba_graph_keep(comba_graph *graph, comba_tensor *tensor);
 /* The node writes this result into the memory of `target` (an external tensor of equal shape): how a state is updated

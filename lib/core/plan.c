@@ -211,7 +211,7 @@ comba_status comba_graph_plan(comba_graph *graph) {
   COMBA_TRY(derive_backward(graph));
   COMBA_TRY(measure_lifetimes(graph));
   COMBA_TRY(assign_offsets(graph));
-  graph->arena = comba_allocate(graph->cost.arena_bytes, "the arena of a graph");
+  graph->arena = graph->backend->memory->allocate(graph->cost.arena_bytes, "the arena of a graph");
   if (!graph->arena) return COMBA_ERROR_MEMORY;
   graph->cost.nodes = graph->nodes;
   resolve(graph);

@@ -47,8 +47,9 @@ comba_tensor *comba_build_parameter(comba_build *build, const char *name, comba_
     comba_graph_fail(build->graph, comba_fail(COMBA_ERROR_ARGUMENT, "parameter '%s' was not declared", full));
     return NULL;
   }
-  return comba_graph_parameter(build->graph, full, shape, comba_parameters_data(build->parameters, weight),
-                               build->training ? comba_parameters_gradient(build->parameters, weight) : NULL);
+  float *data = comba_parameters_data(build->parameters, weight, COMBA_ARRAY_WEIGHT);
+  float *gradient = comba_parameters_data(build->parameters, weight, COMBA_ARRAY_GRADIENT);
+  return comba_graph_parameter(build->graph, full, shape, data, build->training ? gradient : NULL);
 }
 
 comba_tensor *comba_build_model_parameter(comba_build *build, const char *name, comba_shape shape, comba_role role,
@@ -125,17 +126,19 @@ void comba_build_update(comba_build *build, comba_tensor *state, comba_tensor *r
   comba_graph_store(build->graph, result, state);
 }
 
-comba_status comba_states_allocate(comba_states *states) {
+comba_status comba_states_allocate(comba_states *states, const comba_device_memory *memory) {
+  states->memory = memory;
   for (int i = 0; i < states->count; i++) {
     comba_state *state = &states->state[i];
-    state->data = comba_allocate((size_t)comba_shape_elements(&state->shape) * sizeof(float), state->name);
+    state->data = memory->allocate((size_t)comba_shape_elements(&state->shape) * sizeof(float), state->name);
     if (!state->data) return COMBA_ERROR_MEMORY;
   }
   return COMBA_OK;
 }
 
 void comba_states_release(comba_states *states) {
-  for (int i = 0; i < states->count; i++) free(states->state[i].data);
+  for (int i = 0; i < states->count; i++)
+    if (states->state[i].data) states->memory->release(states->state[i].data);
   free(states->state);
   *states = (comba_states){0};
 }

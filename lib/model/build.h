@@ -21,6 +21,7 @@ typedef struct comba_state {
   float *data;
 } comba_state;
 typedef struct comba_states {
+  const comba_device_memory *memory; /* of their data */
   int count, capacity;
   comba_state *state;
 } comba_states;
@@ -74,7 +75,7 @@ comba_tensor *comba_build_linear(comba_build *build, const char *name, comba_ten
 /* COMBA_ERROR_ARGUMENT unless cu_seqlens (sequences + 1) rises from 0 to `length` and batch is 1. */
 comba_status comba_check_sequences(const int32_t *cu_seqlens, int64_t sequences, int64_t batch, int64_t length);
 
-comba_status comba_states_allocate(comba_states *states);
+comba_status comba_states_allocate(comba_states *states, const comba_device_memory *memory);
 void comba_states_release(comba_states *states);
 
 #endif

@@ -54,7 +54,7 @@ comba_status comba_decoder_create(comba_decoder **out, comba_model *model, int64
   decoder->capacity = capacity;
   comba_plan declaration = {.batch = batch, .length = 1};
   COMBA_TRY(build(decoder, &declaration, true));
-  COMBA_TRY(comba_states_allocate(&decoder->states));
+  COMBA_TRY(comba_states_allocate(&decoder->states, model->backend->memory));
   *out = decoder;
   return COMBA_OK;
 cleanup:
@@ -87,14 +87,20 @@ static comba_status feed_piece(comba_decoder *decoder, const int32_t *ids, int64
     const comba_status status = build(decoder, plan, false);
     if (status != COMBA_OK) return status;
   }
+  const int32_t position = (int32_t)decoder->position;
+  comba_status status = COMBA_OK;
+  int32_t *piece = comba_allocate((size_t)(decoder->batch * length) * sizeof *piece, "a piece of tokens");
+  if (!piece) return COMBA_ERROR_MEMORY;
   for (int64_t b = 0; b < decoder->batch; b++)
-    memcpy((int32_t *)plan->input_ids->data + b * length, ids + b * stride, (size_t)length * sizeof *ids);
-  *(int32_t *)plan->position->data = (int32_t)decoder->position;
+    memcpy(piece + b * length, ids + b * stride, (size_t)length * sizeof *ids);
+  COMBA_TRY(comba_tensor_write(plan->graph, plan->input_ids, piece));
+  COMBA_TRY(comba_tensor_write(plan->graph, plan->position, &position));
   comba_graph_forward(plan->graph);
   decoder->position += length;
-  if (logits)
-    memcpy(logits, plan->logits->data, (size_t)(decoder->batch * decoder->model->config->vocab_size) * sizeof *logits);
-  return COMBA_OK;
+  if (logits) COMBA_TRY(comba_tensor_read(plan->graph, plan->logits, logits));
+cleanup:
+  free(piece);
+  return status;
 }
 
 comba_status comba_decoder_feed(comba_decoder *decoder, const int32_t *ids, int64_t length, float *logits) {
@@ -124,7 +130,7 @@ void comba_decoder_reset(comba_decoder *decoder) {
   decoder->position = 0;
   for (int i = 0; i < decoder->states.count; i++) {
     comba_state *state = &decoder->states.state[i];
-    memset(state->data, 0, (size_t)comba_shape_elements(&state->shape) * sizeof *state->data);
+    decoder->states.memory->zero(state->data, (size_t)comba_shape_elements(&state->shape) * sizeof *state->data);
   }
 }
 
@@ -132,19 +138,40 @@ int64_t comba_decoder_position(const comba_decoder *decoder) {
   return decoder->position;
 }
 
+/* The host's copies of all states, one after another in one block; released with free(). */
+static comba_status host_copies(const comba_states *states, bool read, float **block) {
+  comba_status status = COMBA_OK;
+  size_t elements = 0;
+  for (int i = 0; i < states->count; i++) elements += (size_t)comba_shape_elements(&states->state[i].shape);
+  float *next = *block = comba_allocate(elements * sizeof **block, "the states of a decoder");
+  if (!next) return COMBA_ERROR_MEMORY;
+  for (int i = 0; i < states->count && read && status == COMBA_OK; i++) {
+    const size_t count = (size_t)comba_shape_elements(&states->state[i].shape);
+    status = states->memory->read(next, states->state[i].data, count * sizeof *next);
+    next += count;
+  }
+  return status;
+}
+
 comba_status comba_decoder_save(const comba_decoder *decoder, const char *path) {
   const comba_states *states = &decoder->states;
   comba_status status = COMBA_OK;
+  float *block = NULL;
   comba_written_tensor *tensors = comba_allocate((size_t)states->count * sizeof *tensors, "the list of states");
   if (!tensors) return COMBA_ERROR_MEMORY;
-  for (int i = 0; i < states->count; i++)
-    tensors[i] = (comba_written_tensor){states->state[i].name, COMBA_STORED_F32, states->state[i].shape.rank,
-                                        states->state[i].shape.size, states->state[i].data};
+  COMBA_TRY(host_copies(states, true, &block));
+  const float *next = block;
+  for (int i = 0; i < states->count; i++) {
+    const comba_state *state = &states->state[i];
+    tensors[i] = (comba_written_tensor){state->name, COMBA_STORED_F32, state->shape.rank, state->shape.size, next};
+    next += comba_shape_elements(&state->shape);
+  }
   char position[32];
   snprintf(position, sizeof position, "%lld", (long long)decoder->position);
   COMBA_TRY(
       comba_safetensors_write(path, tensors, (size_t)states->count, (const char *const[]){"position", position, NULL}));
 cleanup:
+  free(block);
   free(tensors);
   return status;
 }
@@ -153,11 +180,16 @@ comba_status comba_decoder_restore(comba_decoder *decoder, const char *path) {
   const comba_states *states = &decoder->states;
   comba_safetensors *file = NULL;
   comba_status status = COMBA_OK;
+  float *block = NULL;
   comba_wanted_tensor *wanted = comba_allocate((size_t)states->count * sizeof *wanted, "the list of states");
   if (!wanted) return COMBA_ERROR_MEMORY;
-  for (int i = 0; i < states->count; i++)
-    wanted[i] = (comba_wanted_tensor){states->state[i].name, states->state[i].shape.rank, states->state[i].shape.size,
-                                      states->state[i].data, false};
+  COMBA_TRY(host_copies(states, false, &block));
+  float *next = block;
+  for (int i = 0; i < states->count; i++) {
+    const comba_state *state = &states->state[i];
+    wanted[i] = (comba_wanted_tensor){state->name, state->shape.rank, state->shape.size, next, false};
+    next += comba_shape_elements(&state->shape);
+  }
   COMBA_TRY(comba_safetensors_open(&file, path));
   const char *text = comba_safetensors_metadata(file, "position");
   char *end = NULL;
@@ -166,9 +198,13 @@ comba_status comba_decoder_restore(comba_decoder *decoder, const char *path) {
     COMBA_TRY(comba_fail(COMBA_ERROR_FORMAT, "%s: metadata 'position' is '%s', expected a number of tokens", path,
                          text ? text : "missing"));
   COMBA_TRY(comba_safetensors_load(file, wanted, (size_t)states->count));
+  for (int i = 0; i < states->count; i++)
+    COMBA_TRY(states->memory->write(states->state[i].data, wanted[i].data,
+                                    (size_t)comba_shape_elements(&states->state[i].shape) * sizeof(float)));
   decoder->position = position;
 cleanup:
   comba_safetensors_free(file);
+  free(block);
   free(wanted);
   return status;
 }

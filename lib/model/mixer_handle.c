@@ -15,6 +15,7 @@ struct comba_mixer {
   int64_t batch, length, sequences;
   comba_tensor *x, *y, *cu_seqlens;
   bool ran_forward;
+  bool host_is_shown; /* the caller may have written weights through the host's copies */
 };
 
 static void build(comba_mixer *mixer, comba_graph *graph, bool declaring) {
@@ -49,9 +50,8 @@ comba_status comba_mixer_create(comba_mixer **out, const char *config_json, cons
   if (!mixer) return COMBA_ERROR_MEMORY;
   comba_options_default(&mixer->options);
   if (options) mixer->options = *options;
-  if (mixer->options.device == COMBA_DEVICE_CUDA)
-    COMBA_TRY(comba_fail(COMBA_ERROR_UNSUPPORTED, "device cuda: this library was built without CUDA"));
-  mixer->backend = comba_backend_cpu();
+  COMBA_TRY(comba_backend_open(&mixer->backend, &mixer->options));
+  mixer->parameters.memory = mixer->backend->memory;
   mixer->run.seed = mixer->options.seed;
   mixer->batch = mixer->length = 1;
   COMBA_TRY(comba_config_parse(&mixer->config, config_json, "config", NULL));
@@ -59,7 +59,7 @@ comba_status comba_mixer_create(comba_mixer **out, const char *config_json, cons
   build(mixer, graph, true);
   COMBA_TRY(comba_graph_status(graph));
   COMBA_TRY(comba_parameters_allocate(&mixer->parameters));
-  comba_parameters_initialize(&mixer->parameters, mixer->options.seed);
+  COMBA_TRY(comba_parameters_initialize(&mixer->parameters, mixer->options.seed));
   mixer->batch = mixer->length = 0;
   *out = mixer;
   mixer = NULL;
@@ -82,7 +82,14 @@ size_t comba_mixer_parameters(const comba_mixer *mixer) {
 }
 
 comba_status comba_mixer_parameter(const comba_mixer *mixer, size_t index, comba_parameter *parameter) {
-  return comba_parameters_describe(&mixer->parameters, index, parameter);
+  comba_parameters *parameters = &((comba_mixer *)mixer)->parameters;
+  comba_status status = COMBA_OK;
+  COMBA_TRY(comba_parameters_download(parameters, COMBA_ARRAY_WEIGHT));
+  COMBA_TRY(comba_parameters_download(parameters, COMBA_ARRAY_GRADIENT));
+  ((comba_mixer *)mixer)->host_is_shown = true;
+  COMBA_TRY(comba_parameters_describe(parameters, index, parameter));
+cleanup:
+  return status;
 }
 
 void comba_mixer_zero_gradient(comba_mixer *mixer) {
@@ -118,21 +125,24 @@ comba_status comba_mixer_forward(comba_mixer *mixer, const float *x, int64_t bat
   comba_status status = cu_seqlens ? comba_check_sequences(cu_seqlens, sequences, batch, length) : COMBA_OK;
   if (status == COMBA_OK) status = plan(mixer, batch, length, cu_seqlens ? sequences : 0);
   if (status != COMBA_OK) return status;
-  const size_t bytes = (size_t)(batch * length * mixer->config->hidden_size) * sizeof(float);
-  memcpy(mixer->x->data, x, bytes);
-  if (cu_seqlens) memcpy(mixer->cu_seqlens->data, cu_seqlens, (size_t)(sequences + 1) * sizeof *cu_seqlens);
+  if (mixer->host_is_shown) COMBA_TRY(comba_parameters_upload(&mixer->parameters, COMBA_ARRAY_WEIGHT));
+  mixer->host_is_shown = false;
+  COMBA_TRY(comba_tensor_write(mixer->graph, mixer->x, x));
+  if (cu_seqlens) COMBA_TRY(comba_tensor_write(mixer->graph, mixer->cu_seqlens, cu_seqlens));
   comba_graph_forward(mixer->graph);
-  memcpy(y, mixer->y->data, bytes);
+  COMBA_TRY(comba_tensor_read(mixer->graph, mixer->y, y));
   mixer->ran_forward = true;
-  return COMBA_OK;
+cleanup:
+  return status;
 }
 
 comba_status comba_mixer_backward(comba_mixer *mixer, const float *dy, float *dx) {
   if (!mixer->ran_forward) return comba_fail(COMBA_ERROR_ARGUMENT, "mixer: backward without a forward before it");
-  const size_t bytes = (size_t)(mixer->batch * mixer->length * mixer->config->hidden_size) * sizeof(float);
-  memcpy(mixer->y->gradient, dy, bytes);
+  comba_status status = COMBA_OK;
+  COMBA_TRY(comba_tensor_write_gradient(mixer->graph, mixer->y, dy));
   comba_graph_backward(mixer->graph);
-  if (dx) memcpy(dx, mixer->x->gradient, bytes);
   mixer->ran_forward = false;
-  return COMBA_OK;
+  if (dx) COMBA_TRY(comba_tensor_read_gradient(mixer->graph, mixer->x, dx));
+cleanup:
+  return status;
 }

@@ -61,10 +61,8 @@ static comba_status create(comba_model **out, comba_config *config, const comba_
   model->config = config;
   comba_options_default(&model->options);
   if (options) model->options = *options;
-  if (model->options.device == COMBA_DEVICE_CUDA)
-    COMBA_TRY(
-        comba_fail(COMBA_ERROR_UNSUPPORTED, "device cuda: this library was built without CUDA; use --device cpu"));
-  model->backend = comba_backend_cpu();
+  COMBA_TRY(comba_backend_open(&model->backend, &model->options));
+  model->parameters.memory = model->backend->memory;
   model->training_run.seed = model->evaluation_run.seed = model->options.seed;
   COMBA_TRY(comba_config_write(config, &model->config_text));
   COMBA_TRY(declare(model));
@@ -82,7 +80,7 @@ comba_status comba_model_create(comba_model **out, const char *config_json, cons
   COMBA_TRY(comba_config_parse(&config, config_json, "config", NULL));
   COMBA_TRY(create(&model, config, options));
   COMBA_TRY(comba_parameters_allocate(&model->parameters));
-  comba_parameters_initialize(&model->parameters, model->options.seed);
+  COMBA_TRY(comba_parameters_initialize(&model->parameters, model->options.seed));
   *out = model;
   return COMBA_OK;
 cleanup:
@@ -101,8 +99,9 @@ static comba_status read_weights(comba_model *model, const char *directory, bool
   if (!wanted) return COMBA_ERROR_MEMORY;
   for (size_t i = 0; i < count; i++) {
     const comba_weight *weight = &parameters->weight[i];
-    wanted[i] = (comba_wanted_tensor){weight->name, weight->shape.rank, weight->shape.size,
-                                      check ? NULL : comba_parameters_data(parameters, weight), false};
+    wanted[i] =
+        (comba_wanted_tensor){weight->name, weight->shape.rank, weight->shape.size,
+                              check ? NULL : comba_parameters_host(parameters, weight, COMBA_ARRAY_WEIGHT), false};
   }
   if (tied) { /* some writers store the shared matrix under both names */
     const comba_weight *embeddings = comba_parameters_find(parameters, "model.embeddings.weight");
@@ -117,7 +116,20 @@ cleanup:
 }
 
 comba_status comba_model_load_weights(comba_model *model, const char *directory) {
-  return read_weights(model, directory, false);
+  comba_status status = COMBA_OK;
+  COMBA_TRY(comba_model_show_host(model));
+  COMBA_TRY(read_weights(model, directory, false));
+  COMBA_TRY(comba_parameters_upload(&model->parameters, COMBA_ARRAY_WEIGHT));
+cleanup:
+  return status;
+}
+
+comba_status comba_model_show_host(comba_model *model) {
+  if (model->host_is_current) return COMBA_OK;
+  comba_status status = comba_parameters_download(&model->parameters, COMBA_ARRAY_WEIGHT);
+  if (status == COMBA_OK) status = comba_parameters_download(&model->parameters, COMBA_ARRAY_GRADIENT);
+  model->host_is_current = status == COMBA_OK;
+  return status;
 }
 
 comba_status comba_model_load(comba_model **out, const char *directory, const comba_options *options) {
@@ -134,7 +146,7 @@ comba_status comba_model_load(comba_model **out, const char *directory, const co
     comba_fail_in(status, "%s", path);
     goto cleanup;
   }
-  COMBA_TRY(read_weights(model, directory, false));
+  COMBA_TRY(comba_model_load_weights(model, directory));
   *out = model;
   model = NULL;
 cleanup:
@@ -146,13 +158,14 @@ cleanup:
 comba_status comba_model_save(const comba_model *model, const char *directory) {
   const comba_parameters *parameters = &model->parameters;
   char *config_path = NULL, *weights_path = NULL;
-  comba_status status = COMBA_OK;
+  comba_status status = comba_model_show_host((comba_model *)model);
+  if (status != COMBA_OK) return status;
   comba_written_tensor *tensors = comba_allocate((size_t)parameters->count * sizeof *tensors, "the list of weights");
   if (!tensors) return COMBA_ERROR_MEMORY;
   for (int i = 0; i < parameters->count; i++) {
     const comba_weight *weight = &parameters->weight[i];
     tensors[i] = (comba_written_tensor){weight->name, COMBA_STORED_F32, weight->shape.rank, weight->shape.size,
-                                        comba_parameters_data(parameters, weight)};
+                                        comba_parameters_host(parameters, weight, COMBA_ARRAY_WEIGHT)};
   }
   COMBA_TRY(comba_path_join(&config_path, directory, "config.json"));
   COMBA_TRY(comba_path_join(&weights_path, directory, "model.safetensors"));
@@ -172,18 +185,17 @@ void comba_model_free(comba_model *model) {
   comba_parameters_release(&model->parameters);
   comba_config_free(model->config);
   free(model->config_text);
-  free(model->class_weights);
+  if (model->class_weights) model->backend->memory->release(model->class_weights);
+  free(model->logits_copy);
+  free(model->row_losses_copy);
   free(model);
 }
 
 comba_status comba_model_set_class_weights(comba_model *model, const float *weights) {
   const size_t bytes = (size_t)model->config->num_classes * sizeof *weights;
-  float *copy = comba_allocate(bytes, "the class weights");
-  if (!copy) return COMBA_ERROR_MEMORY;
-  memcpy(copy, weights, bytes);
-  free(model->class_weights);
-  model->class_weights = copy;
-  return COMBA_OK;
+  const comba_device_memory *memory = model->backend->memory;
+  if (!model->class_weights) model->class_weights = memory->allocate(bytes, "the class weights");
+  return model->class_weights ? memory->write(model->class_weights, weights, bytes) : COMBA_ERROR_MEMORY;
 }
 
 void comba_model_describe(const comba_model *model, comba_model_info *info) {
@@ -217,9 +229,13 @@ size_t comba_model_parameters(const comba_model *model) {
 }
 
 comba_status comba_model_parameter(const comba_model *model, size_t index, comba_parameter *parameter) {
-  return comba_parameters_describe(&model->parameters, index, parameter);
+  comba_model *shown = (comba_model *)model;
+  const comba_status status = comba_model_show_host(shown);
+  shown->host_is_shown = true;
+  return status == COMBA_OK ? comba_parameters_describe(&model->parameters, index, parameter) : status;
 }
 
 void comba_model_zero_gradient(comba_model *model) {
   comba_parameters_zero_gradient(&model->parameters);
+  model->host_is_current = false;
 }

@@ -22,9 +22,12 @@ struct comba_model {
   comba_options options;
   const comba_backend *backend;
   comba_parameters parameters;
+  bool host_is_current; /* the host's copies of weights and gradients are those of the device */
+  bool host_is_shown;   /* and the caller has pointers to them, through which it may have written weights */
   float *class_weights; /* of a vision model's loss in training: (num_classes), or NULL */
   comba_plan plan[COMBA_MAX_PLANS];
-  const comba_plan *current; /* of the last forward */
+  const comba_plan *current;            /* of the last forward */
+  float *logits_copy, *row_losses_copy; /* of its results, where the host cannot reach them */
   uint64_t uses;
   comba_run training_run, evaluation_run;
   int64_t optimizer_step; /* AdamW steps taken */
@@ -52,6 +55,9 @@ comba_status comba_model_cost(comba_model *model, comba_pass pass, int64_t batch
 
 /* How much each class counts in a vision model's loss in training; copies (num_classes). Before the first forward. */
 comba_status comba_model_set_class_weights(comba_model *model, const float *weights);
+
+/* Makes the host's copies of weights and gradients those of the device. */
+comba_status comba_model_show_host(comba_model *model);
 
 /* AdamW's moments and step as PATH (safetensors), for checkpoints. */
 comba_status comba_model_save_optimizer(const comba_model *model, const char *path);

@@ -19,8 +19,8 @@ void comba_optimizer_default(comba_optimizer *optimizer) {
 }
 
 static comba_tensor *slab_tensor(comba_graph *graph, const char *name, comba_class kind, const comba_slab *slab,
-                                 float *data) {
-  return comba_graph_external(graph, name, kind, COMBA_SHAPE(slab->elements), data);
+                                 comba_array array) {
+  return comba_graph_external(graph, name, kind, COMBA_SHAPE(slab->elements), slab->data[array]);
 }
 
 static comba_status build_optimizer(comba_model *model, bool decay_scalars) {
@@ -32,13 +32,13 @@ static comba_status build_optimizer(comba_model *model, bool decay_scalars) {
   comba_tensor *settings = comba_graph_input(graph, "settings", COMBA_STATE, COMBA_SHAPE(COMBA_ADAMW_SETTINGS));
   comba_tensor *gradient[COMBA_SLABS];
   for (int i = 0; i < COMBA_SLABS; i++)
-    gradient[i] = slab_tensor(graph, "gradient", COMBA_STATE, &slabs[i], slabs[i].gradient);
+    gradient[i] = slab_tensor(graph, "gradient", COMBA_STATE, &slabs[i], COMBA_ARRAY_GRADIENT);
   comba_tensor *clip = comba_gradient_clip(graph, settings, gradient[0], gradient[1]);
   comba_graph_keep(graph, clip);
   for (int i = 0; i < COMBA_SLABS; i++) {
-    comba_tensor *weight = slab_tensor(graph, "weight", COMBA_PARAMETER, &slabs[i], slabs[i].data);
-    comba_tensor *moment1 = slab_tensor(graph, "moment1", COMBA_STATE, &slabs[i], slabs[i].moment1);
-    comba_tensor *moment2 = slab_tensor(graph, "moment2", COMBA_STATE, &slabs[i], slabs[i].moment2);
+    comba_tensor *weight = slab_tensor(graph, "weight", COMBA_PARAMETER, &slabs[i], COMBA_ARRAY_WEIGHT);
+    comba_tensor *moment1 = slab_tensor(graph, "moment1", COMBA_STATE, &slabs[i], COMBA_ARRAY_MOMENT1);
+    comba_tensor *moment2 = slab_tensor(graph, "moment2", COMBA_STATE, &slabs[i], COMBA_ARRAY_MOMENT2);
     comba_tensor *moments[2] = {NULL, NULL};
     comba_tensor *next = comba_adamw(graph, weight, gradient[i], moment1, moment2, settings, clip,
                                      i == COMBA_SLAB_DECAYED || decay_scalars, moments);
@@ -86,7 +86,7 @@ comba_status comba_model_step(comba_model *model, const comba_optimizer *optimiz
     status = build_optimizer(model, o->decay_scalars);
   if (status != COMBA_OK) return status;
   const double step = (double)(model->optimizer_step + 1);
-  float *settings = model->optimizer_settings->data;
+  float settings[COMBA_ADAMW_SETTINGS];
   settings[COMBA_ADAMW_LEARNING_RATE] = o->learning_rate;
   settings[COMBA_ADAMW_BETA1] = o->beta1;
   settings[COMBA_ADAMW_BETA2] = o->beta2;
@@ -95,20 +95,19 @@ comba_status comba_model_step(comba_model *model, const comba_optimizer *optimiz
   settings[COMBA_ADAMW_CORRECTION1] = (float)(1 - pow(o->beta1, step));
   settings[COMBA_ADAMW_CORRECTION2] = (float)(1 - pow(o->beta2, step));
   settings[COMBA_ADAMW_MAX_NORM] = o->gradient_clip;
+  float clip[2];
+  COMBA_TRY(comba_tensor_write(model->optimizer_graph, model->optimizer_settings, settings));
   comba_graph_forward(model->optimizer_graph);
-  const float norm = *(const float *)model->optimizer_clip->data;
-  if (isfinite(norm)) model->optimizer_step++;
-  if (gradient_norm) *gradient_norm = norm;
-  return COMBA_OK;
+  model->host_is_current = false;
+  COMBA_TRY(comba_tensor_read(model->optimizer_graph, model->optimizer_clip, clip));
+  if (isfinite(clip[0])) model->optimizer_step++;
+  if (gradient_norm) *gradient_norm = clip[0];
+cleanup:
+  return status;
 }
 
 /* Moments are stored under NAME.moment1 and NAME.moment2, the number of steps as metadata. */
 static const char *const suffix[2] = {".moment1", ".moment2"};
-
-static float *moment(const comba_parameters *parameters, const comba_weight *weight, int which) {
-  const comba_slab *slab = &parameters->slab[comba_weight_slab(weight)];
-  return (which ? slab->moment2 : slab->moment1) + weight->offset;
-}
 
 typedef char moment_name[COMBA_MAX_NAME + 16];
 
@@ -129,13 +128,16 @@ comba_status comba_model_save_optimizer(const comba_model *model, const char *pa
   comba_written_tensor *tensors = NULL;
   moment_name *names = NULL;
   COMBA_TRY(comba_parameters_allocate_moments(parameters));
+  COMBA_TRY(comba_parameters_download(parameters, COMBA_ARRAY_MOMENT1));
+  COMBA_TRY(comba_parameters_download(parameters, COMBA_ARRAY_MOMENT2));
   names = moment_names(parameters);
   tensors = comba_allocate(count * sizeof *tensors, "the list of moments");
   if (!names || !tensors) COMBA_TRY(COMBA_ERROR_MEMORY);
   for (size_t i = 0; i < count; i++) {
     const comba_weight *weight = &parameters->weight[i / 2];
-    tensors[i] = (comba_written_tensor){names[i], COMBA_STORED_F32, weight->shape.rank, weight->shape.size,
-                                        moment(parameters, weight, i % 2)};
+    tensors[i] =
+        (comba_written_tensor){names[i], COMBA_STORED_F32, weight->shape.rank, weight->shape.size,
+                               comba_parameters_host(parameters, weight, COMBA_ARRAY_MOMENT1 + (comba_array)(i % 2))};
   }
   char steps[32];
   snprintf(steps, sizeof steps, "%lld", (long long)model->optimizer_step);
@@ -154,13 +156,16 @@ comba_status comba_model_load_optimizer(comba_model *model, const char *path) {
   comba_wanted_tensor *wanted = NULL;
   moment_name *names = NULL;
   COMBA_TRY(comba_parameters_allocate_moments(parameters));
+  COMBA_TRY(comba_parameters_download(parameters, COMBA_ARRAY_MOMENT1));
+  COMBA_TRY(comba_parameters_download(parameters, COMBA_ARRAY_MOMENT2));
   names = moment_names(parameters);
   wanted = comba_allocate(count * sizeof *wanted, "the list of moments");
   if (!names || !wanted) COMBA_TRY(COMBA_ERROR_MEMORY);
   for (size_t i = 0; i < count; i++) {
     const comba_weight *weight = &parameters->weight[i / 2];
-    wanted[i] = (comba_wanted_tensor){names[i], weight->shape.rank, weight->shape.size,
-                                      moment(parameters, weight, i % 2), false};
+    wanted[i] = (comba_wanted_tensor){
+        names[i], weight->shape.rank, weight->shape.size,
+        comba_parameters_host(parameters, weight, COMBA_ARRAY_MOMENT1 + (comba_array)(i % 2)), false};
   }
   COMBA_TRY(comba_safetensors_open(&file, path));
   const char *text = comba_safetensors_metadata(file, "step");
@@ -170,6 +175,8 @@ comba_status comba_model_load_optimizer(comba_model *model, const char *path) {
     COMBA_TRY(comba_fail(COMBA_ERROR_FORMAT, "%s: metadata 'step' is '%s', expected a number of steps", path,
                          text ? text : "missing"));
   COMBA_TRY(comba_safetensors_load(file, wanted, count));
+  COMBA_TRY(comba_parameters_upload(parameters, COMBA_ARRAY_MOMENT1));
+  COMBA_TRY(comba_parameters_upload(parameters, COMBA_ARRAY_MOMENT2));
   model->optimizer_step = step;
 cleanup:
   comba_safetensors_free(file);

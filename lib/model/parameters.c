@@ -50,6 +50,7 @@ comba_status comba_parameters_declare(comba_parameters *parameters, const char *
 
 /* More than the machine has would be granted at first, and the process killed when it fills it. */
 static comba_status check_memory(const comba_parameters *parameters) {
+  if (!parameters->memory->is_host) return COMBA_OK;
   const int64_t pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
   int64_t elements = 0;
   for (int i = 0; i < COMBA_SLABS; i++) elements += parameters->slab[i].elements;
@@ -60,26 +61,51 @@ static comba_status check_memory(const comba_parameters *parameters) {
                     (long long)comba_parameters_elements(parameters), need, have);
 }
 
-comba_status comba_parameters_allocate(comba_parameters *parameters) {
-  const comba_status status = check_memory(parameters);
-  if (status != COMBA_OK) return status;
+static const char *const array_names[COMBA_ARRAYS] = {"the weights", "the gradients", "AdamW's moments",
+                                                      "AdamW's moments"};
+
+static comba_status allocate(comba_parameters *parameters, comba_array array) {
   for (int i = 0; i < COMBA_SLABS; i++) {
     comba_slab *slab = &parameters->slab[i];
-    slab->data = comba_allocate((size_t)slab->elements * sizeof(float), "the weights");
-    slab->gradient = comba_allocate((size_t)slab->elements * sizeof(float), "the gradients");
-    if (!slab->data || !slab->gradient) return COMBA_ERROR_MEMORY;
+    if (slab->data[array]) continue;
+    slab->data[array] = parameters->memory->allocate((size_t)slab->elements * sizeof(float), array_names[array]);
+    if (!slab->data[array]) return COMBA_ERROR_MEMORY;
+    if (parameters->memory->is_host) slab->host[array] = slab->data[array];
   }
   return COMBA_OK;
 }
 
+comba_status comba_parameters_allocate(comba_parameters *parameters) {
+  comba_status status = check_memory(parameters);
+  if (status == COMBA_OK) status = allocate(parameters, COMBA_ARRAY_WEIGHT);
+  return status == COMBA_OK ? allocate(parameters, COMBA_ARRAY_GRADIENT) : status;
+}
+
 comba_status comba_parameters_allocate_moments(comba_parameters *parameters) {
-  for (int i = 0; i < COMBA_SLABS; i++) {
+  const comba_status status = allocate(parameters, COMBA_ARRAY_MOMENT1);
+  return status == COMBA_OK ? allocate(parameters, COMBA_ARRAY_MOMENT2) : status;
+}
+
+static comba_status copy(comba_parameters *parameters, comba_array array, bool download) {
+  const comba_device_memory *memory = parameters->memory;
+  comba_status status = COMBA_OK;
+  for (int i = 0; i < COMBA_SLABS && status == COMBA_OK && !memory->is_host; i++) {
     comba_slab *slab = &parameters->slab[i];
-    if (!slab->moment1) slab->moment1 = comba_allocate((size_t)slab->elements * sizeof(float), "AdamW's moments");
-    if (!slab->moment2) slab->moment2 = comba_allocate((size_t)slab->elements * sizeof(float), "AdamW's moments");
-    if (!slab->moment1 || !slab->moment2) return COMBA_ERROR_MEMORY;
+    const size_t bytes = (size_t)slab->elements * sizeof(float);
+    if (!slab->host[array]) slab->host[array] = comba_allocate(bytes, array_names[array]);
+    if (!slab->host[array]) return COMBA_ERROR_MEMORY;
+    status = download ? memory->read(slab->host[array], slab->data[array], bytes)
+                      : memory->write(slab->data[array], slab->host[array], bytes);
   }
-  return COMBA_OK;
+  return status;
+}
+
+comba_status comba_parameters_upload(comba_parameters *parameters, comba_array array) {
+  return copy(parameters, array, false);
+}
+
+comba_status comba_parameters_download(comba_parameters *parameters, comba_array array) {
+  return copy(parameters, array, true);
 }
 
 static double draw(const comba_initial *initial, uint64_t seed, uint64_t stream, uint64_t index) {
@@ -104,40 +130,48 @@ static double draw(const comba_initial *initial, uint64_t seed, uint64_t stream,
   return 0;
 }
 
-void comba_parameters_initialize(comba_parameters *parameters, uint64_t seed) {
+comba_status comba_parameters_initialize(comba_parameters *parameters, uint64_t seed) {
+  const comba_status status = comba_parameters_download(parameters, COMBA_ARRAY_WEIGHT); /* makes the host's copy */
+  if (status != COMBA_OK) return status;
   for (int i = 0; i < parameters->count; i++) {
     const comba_weight *weight = &parameters->weight[i];
-    float *data = comba_parameters_data(parameters, weight);
+    float *data = comba_parameters_host(parameters, weight, COMBA_ARRAY_WEIGHT);
     const int64_t elements = comba_shape_elements(&weight->shape);
     const uint64_t stream = comba_random_stream(weight->name);
 #pragma omp parallel for
     for (int64_t k = 0; k < elements; k++) data[k] = (float)draw(&weight->initial, seed, stream, (uint64_t)k);
   }
+  return comba_parameters_upload(parameters, COMBA_ARRAY_WEIGHT);
 }
 
-void comba_parameters_zero_gradient(comba_parameters *parameters) {
-  for (int i = 0; i < COMBA_SLABS; i++)
-    memset(parameters->slab[i].gradient, 0, (size_t)parameters->slab[i].elements * sizeof(float));
+comba_status comba_parameters_zero_gradient(comba_parameters *parameters) {
+  comba_status status = COMBA_OK;
+  for (int i = 0; i < COMBA_SLABS && status == COMBA_OK; i++)
+    status = parameters->memory->zero(parameters->slab[i].data[COMBA_ARRAY_GRADIENT],
+                                      (size_t)parameters->slab[i].elements * sizeof(float));
+  return status;
 }
 
 void comba_parameters_release(comba_parameters *parameters) {
   for (int i = 0; i < parameters->count; i++) free(parameters->weight[i].name);
   free(parameters->weight);
-  for (int i = 0; i < COMBA_SLABS; i++) {
-    free(parameters->slab[i].data);
-    free(parameters->slab[i].gradient);
-    free(parameters->slab[i].moment1);
-    free(parameters->slab[i].moment2);
-  }
+  for (int i = 0; i < COMBA_SLABS; i++)
+    for (int array = 0; array < COMBA_ARRAYS; array++) {
+      comba_slab *slab = &parameters->slab[i];
+      if (slab->host[array] != slab->data[array]) free(slab->host[array]);
+      if (slab->data[array]) parameters->memory->release(slab->data[array]);
+    }
   *parameters = (comba_parameters){0};
 }
 
-float *comba_parameters_data(const comba_parameters *parameters, const comba_weight *weight) {
-  return parameters->slab[comba_weight_slab(weight)].data + weight->offset;
+float *comba_parameters_data(const comba_parameters *parameters, const comba_weight *weight, comba_array array) {
+  float *data = parameters->slab[comba_weight_slab(weight)].data[array];
+  return data ? data + weight->offset : NULL;
 }
 
-float *comba_parameters_gradient(const comba_parameters *parameters, const comba_weight *weight) {
-  return parameters->slab[comba_weight_slab(weight)].gradient + weight->offset;
+float *comba_parameters_host(const comba_parameters *parameters, const comba_weight *weight, comba_array array) {
+  float *host = parameters->slab[comba_weight_slab(weight)].host[array];
+  return host ? host + weight->offset : NULL;
 }
 
 int64_t comba_parameters_elements(const comba_parameters *parameters) {
@@ -154,7 +188,7 @@ comba_status comba_parameters_describe(const comba_parameters *parameters, size_
                            weight->shape.rank,
                            weight->shape.size,
                            comba_shape_elements(&weight->shape),
-                           comba_parameters_data(parameters, weight),
-                           comba_parameters_gradient(parameters, weight)};
+                           comba_parameters_host(parameters, weight, COMBA_ARRAY_WEIGHT),
+                           comba_parameters_host(parameters, weight, COMBA_ARRAY_GRADIENT)};
   return COMBA_OK;
 }

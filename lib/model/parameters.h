@@ -3,6 +3,7 @@
 #ifndef COMBA_MODEL_PARAMETERS_H
 #define COMBA_MODEL_PARAMETERS_H
 
+#include "core/device_memory.h"
 #include "core/op.h"
 
 /* What a parameter is for; weight decay acts on the first three. */
@@ -40,12 +41,24 @@ typedef struct comba_weight {
 
 enum { COMBA_SLAB_DECAYED, COMBA_SLAB_OTHER, COMBA_SLABS };
 
+/* What a slab holds for each weight. */
+typedef enum comba_array {
+  COMBA_ARRAY_WEIGHT,
+  COMBA_ARRAY_GRADIENT,
+  COMBA_ARRAY_MOMENT1,
+  COMBA_ARRAY_MOMENT2,
+  COMBA_ARRAYS
+} comba_array;
+
 typedef struct comba_slab {
-  int64_t elements; /* each weight padded to a multiple of 16; the padding is 0 and stays 0 */
-  float *data, *gradient, *moment1, *moment2;
+  int64_t elements;          /* each weight padded to a multiple of 16; the padding is 0 and stays 0 */
+  float *data[COMBA_ARRAYS]; /* what kernels work on */
+  float
+      *host[COMBA_ARRAYS]; /* the same memory, or where the host cannot reach that, a copy made when first asked for */
 } comba_slab;
 
 typedef struct comba_parameters {
+  const comba_device_memory *memory; /* of `data`; set before comba_parameters_allocate */
   int count, capacity;
   comba_weight *weight;
   comba_slab slab[COMBA_SLABS];
@@ -57,19 +70,23 @@ comba_status comba_parameters_declare(comba_parameters *parameters, const char *
 /* Memory for everything declared, zero. The moments are allocated by comba_parameters_allocate_moments. */
 comba_status comba_parameters_allocate(comba_parameters *parameters);
 comba_status comba_parameters_allocate_moments(comba_parameters *parameters);
+/* The host's copy of an array to the kernels and back. */
+comba_status comba_parameters_upload(comba_parameters *parameters, comba_array array);
+comba_status comba_parameters_download(comba_parameters *parameters, comba_array array);
 /* Draws every parameter from (seed, its name). */
-void comba_parameters_initialize(comba_parameters *parameters, uint64_t seed);
-void comba_parameters_zero_gradient(comba_parameters *parameters);
+comba_status comba_parameters_initialize(comba_parameters *parameters, uint64_t seed);
+comba_status comba_parameters_zero_gradient(comba_parameters *parameters);
 void comba_parameters_release(comba_parameters *parameters);
 
 /* NULL if there is none of that name. */
 const comba_weight *comba_parameters_find(const comba_parameters *parameters, const char *name);
 int comba_weight_slab(const comba_weight *weight);
-float *comba_parameters_data(const comba_parameters *parameters, const comba_weight *weight);
-float *comba_parameters_gradient(const comba_parameters *parameters, const comba_weight *weight);
+/* Where kernels find a weight's values, and where the host does after comba_parameters_download. */
+float *comba_parameters_data(const comba_parameters *parameters, const comba_weight *weight, comba_array array);
+float *comba_parameters_host(const comba_parameters *parameters, const comba_weight *weight, comba_array array);
 int64_t comba_parameters_elements(const comba_parameters *parameters);
 
-/* The public view of parameter `index`. */
+/* The public view of parameter `index`, on the host's copies as they are. */
 comba_status comba_parameters_describe(const comba_parameters *parameters, size_t index, comba_parameter *out);
 
 #endif

@@ -1,4 +1,5 @@
 /* Running a model: a plan for each (pass, batch, length), made when first asked for and kept. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "model/model_private.h"
@@ -113,23 +114,29 @@ static void shift_targets(const comba_batch *batch, int32_t *targets) {
     if (batch->cu_seqlens[i] > 0) targets[batch->cu_seqlens[i] - 1] = -100;
 }
 
-static void copy_input(comba_tensor *tensor, const void *values, size_t element) {
-  memcpy(tensor->data, values, (size_t)comba_shape_elements(&tensor->shape) * element);
-}
-
-static void write_inputs(comba_plan *plan, const comba_batch *batch) {
-  int32_t *targets = plan->targets->data;
-  if (plan->pixel_values) {
-    copy_input(plan->pixel_values, batch->pixel_values, sizeof(float));
-    for (int64_t i = 0; i < batch->batch; i++) targets[i] = batch->labels ? batch->labels[i] : -100;
-    return;
-  }
-  copy_input(plan->input_ids, batch->input_ids, sizeof(int32_t));
-  if (plan->cu_seqlens) copy_input(plan->cu_seqlens, batch->cu_seqlens, sizeof(int32_t));
-  if (batch->targets)
-    copy_input(plan->targets, batch->targets, sizeof(int32_t));
+static comba_status write_targets(comba_plan *plan, const comba_batch *batch) {
+  const int32_t *given = plan->pixel_values ? batch->labels : batch->targets;
+  if (given) return comba_tensor_write(plan->graph, plan->targets, given);
+  const size_t count = (size_t)comba_shape_elements(&plan->targets->shape);
+  int32_t *targets = comba_allocate(count * sizeof *targets, "targets");
+  if (!targets) return COMBA_ERROR_MEMORY;
+  if (plan->pixel_values)
+    for (size_t i = 0; i < count; i++) targets[i] = -100;
   else
     shift_targets(batch, targets);
+  const comba_status status = comba_tensor_write(plan->graph, plan->targets, targets);
+  free(targets);
+  return status;
+}
+
+static comba_status write_inputs(comba_plan *plan, const comba_batch *batch) {
+  comba_status status = COMBA_OK;
+  if (plan->pixel_values) COMBA_TRY(comba_tensor_write(plan->graph, plan->pixel_values, batch->pixel_values));
+  if (plan->input_ids) COMBA_TRY(comba_tensor_write(plan->graph, plan->input_ids, batch->input_ids));
+  if (plan->cu_seqlens) COMBA_TRY(comba_tensor_write(plan->graph, plan->cu_seqlens, batch->cu_seqlens));
+  COMBA_TRY(write_targets(plan, batch));
+cleanup:
+  return status;
 }
 
 comba_status comba_model_forward(comba_model *model, const comba_batch *batch, comba_pass pass, float *loss) {
@@ -140,26 +147,39 @@ comba_status comba_model_forward(comba_model *model, const comba_batch *batch, c
   status = find_plan(model, pass, batch->batch, vision ? image_side(model, batch) : batch->length,
                      !vision && batch->cu_seqlens ? batch->sequences : 0, &plan);
   if (status != COMBA_OK) return status;
-  write_inputs(plan, batch);
+  if (model->host_is_shown) COMBA_TRY(comba_parameters_upload(&model->parameters, COMBA_ARRAY_WEIGHT));
+  model->host_is_shown = false;
+  COMBA_TRY(write_inputs(plan, batch));
   comba_graph_forward(plan->graph);
   model->current = plan;
-  if (loss) *loss = *(const float *)plan->loss->data;
-  return COMBA_OK;
+  if (loss) COMBA_TRY(comba_tensor_read(plan->graph, plan->loss, loss));
+cleanup:
+  return status;
+}
+
+/* The values of a result of the last forward where the host can read them; `copy` is the model's buffer for those of a device. */
+static const float *values(const comba_model *model, const comba_tensor *tensor, float **copy) {
+  if (model->backend->memory->is_host) return tensor->data;
+  free(*copy);
+  *copy = comba_allocate((size_t)comba_shape_elements(&tensor->shape) * sizeof **copy, "results of a model");
+  return *copy && comba_tensor_read(model->current->graph, tensor, *copy) == COMBA_OK ? *copy : NULL;
 }
 
 const float *comba_model_logits(const comba_model *model) {
-  return model->current ? model->current->logits->data : NULL;
+  return model->current ? values(model, model->current->logits, &((comba_model *)model)->logits_copy) : NULL;
 }
 
 const float *comba_model_row_losses(const comba_model *model) {
-  return model->current ? model->current->row_losses->data : NULL;
+  return model->current ? values(model, model->current->row_losses, &((comba_model *)model)->row_losses_copy) : NULL;
 }
 
 comba_status comba_model_backward(comba_model *model, float scale) {
   if (!model->current || model->current->pass != COMBA_PASS_TRAIN)
     return comba_fail(COMBA_ERROR_ARGUMENT, "backward: the last forward was not one with COMBA_PASS_TRAIN");
-  *(float *)model->current->loss->gradient = scale;
+  const comba_status status = comba_tensor_write_gradient(model->current->graph, model->current->loss, &scale);
+  if (status != COMBA_OK) return status;
   comba_graph_backward(model->current->graph);
+  model->host_is_current = false;
   model->training_run.step++; /* fresh dropout for the next forward */
   model->current = NULL;      /* what forward kept has been overwritten */
   return COMBA_OK;

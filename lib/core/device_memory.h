@@ -1,0 +1,25 @@
+/* The memory that a backend's operands live in: the host's own, or a GPU's, which the host reaches through copies.
+ *
+ * Work on a device is queued. write, zero and the kernels run in the order in which they were asked for; read waits for all of it,
+ * and is where an error of the device shows. */
+#ifndef COMBA_CORE_DEVICE_MEMORY_H
+#define COMBA_CORE_DEVICE_MEMORY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "core/status.h"
+
+typedef struct comba_device_memory {
+  bool is_host; /* the host may read and write it directly */
+  /* Zeroed, aligned to 64 bytes or more; NULL with the message stored. */
+  void *(*allocate)(size_t bytes, const char *what);
+  void (*release)(void *data); /* NULL is released as well */
+  comba_status (*write)(void *to, const void *from_host, size_t bytes);
+  comba_status (*read)(void *to_host, const void *from, size_t bytes);
+  comba_status (*zero)(void *data, size_t bytes);
+} comba_device_memory;
+
+extern const comba_device_memory comba_host_memory;
+
+#endif
