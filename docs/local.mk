@@ -5,6 +5,12 @@ documentation = \
 	docs/formats.md \
 	docs/mixers/delta_net.md \
 	docs/mixers/gated_deltanet.md \
+	docs/mixers/gla.md \
+	docs/mixers/hgrn2.md \
+	docs/mixers/linear_attn.md \
 	docs/mixers/mlstm.md \
+	docs/mixers/retnet.md \
+	docs/mixers/simple_gla.md \
+	docs/mixers/transformer.md \
 	docs/scalar_decay.md
 EXTRA_DIST += $(documentation)

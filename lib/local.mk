@@ -64,14 +64,20 @@ library_sources = \
 	lib/mixers/delta_heads.c \
 	lib/mixers/delta_heads.h \
 	lib/mixers/delta_net.c \
+	lib/mixers/expanded_heads.c \
+	lib/mixers/expanded_heads.h \
 	lib/mixers/gated_deltanet.c \
 	lib/mixers/gla.c \
 	lib/mixers/hgrn2.c \
 	lib/mixers/mlstm.c \
+	lib/mixers/linear_attn.c \
 	lib/mixers/projection.c \
 	lib/mixers/projection.h \
 	lib/mixers/mixer.h \
+	lib/mixers/recurrence.c \
+	lib/mixers/recurrence.h \
 	lib/mixers/retnet.c \
+	lib/mixers/simple_gla.c \
 	lib/mixers/table.c \
 	lib/mixers/transformer.c \
 	lib/model/build.c \
@@ -112,6 +118,8 @@ kernel_sources = \
 	lib/ops/convolution.c \
 	lib/ops/cross_entropy.c \
 	lib/ops/decay_gate.c \
+	lib/ops/divide.c \
+	lib/ops/dpfp.c \
 	lib/ops/drop_path.c \
 	lib/ops/dropout.c \
 	lib/ops/embedding.c \
@@ -122,6 +130,7 @@ kernel_sources = \
 	lib/ops/gradient_clip.c \
 	lib/ops/grid_order.h \
 	lib/ops/head_scale.c \
+	lib/ops/hedgehog.c \
 	lib/ops/l2_norm.c \
 	lib/ops/last_token.c \
 	lib/ops/layer_norm.c \
@@ -130,6 +139,7 @@ kernel_sources = \
 	lib/ops/max_pool.c \
 	lib/ops/mean_pool.c \
 	lib/ops/normalized_read.c \
+	lib/ops/product.c \
 	lib/ops/ops.h \
 	lib/ops/output_correction.c \
 	lib/ops/patch_embedding.c \

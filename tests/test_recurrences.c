@@ -18,6 +18,10 @@ static double relu(double x) {
   return x > 0 ? x : 0;
 }
 
+static double elu_plus_one(double x) {
+  return x > 0 ? x + 1 : exp(x);
+}
+
 typedef struct recurrence_case {
   const char *name;
   const char *json; /* the mixer's fields, each followed by ", "; quoted by ' for legibility */
@@ -40,7 +44,7 @@ typedef struct recurrence_case {
 #define GATED_DELTANET PLAIN, .feedback_after_decay = true
 #define DELTA_NET PLAIN, .decay = ORACLE_DECAY_ABSENT
 
-/* GLA, HGRN2, RetNet with H heads, HKV of them for keys and values. */
+/* GLA, simple GLA, HGRN2, RetNet, linear attention with H heads, HKV of them for keys and values. */
 #define LINEAR(TYPE, NAME, H, HKV, JSON, ...)                                                                          \
   {                                                                                                                    \
     .name = #TYPE NAME, .family = &oracle_##TYPE,                                                                      \
@@ -103,6 +107,21 @@ static const recurrence_case cases[] = {
     LINEAR(retnet, "", 2, 2, ""),
     LINEAR(retnet, ", no gate, silu", 4, 4, "'use_output_gate': false, 'feature_map': 'silu', 'expand_k': 0.5, ",
            .map = oracle_silu),
+    LINEAR(retnet, ", shared keys", 4, 2, ""),
+    LINEAR(simple_gla, "", 2, 2, ""),
+    LINEAR(simple_gla, ", shared keys, no convolution, relu", 4, 2,
+           "'use_short_conv': false, 'feature_map': 'relu', 'expand_k': 0.5, ", .map = relu),
+    LINEAR(linear_attn, "", 2, 2, ""),
+    LINEAR(linear_attn, ", tied, shared keys", 4, 2, "'tie_feature_map_qk': true, 'expand_v': 2, ", .tied = true),
+    LINEAR(linear_attn, ", hedgehog, normalised", 2, 1, "'feature_map': 'hedgehog', 'norm_feature_map': true, ",
+           .features = ORACLE_HEDGEHOG, .normalized = true),
+    LINEAR(linear_attn, ", t2r, norms of q and k", 2, 2, "'feature_map': 't2r', 'norm_q': true, 'norm_k': true, ",
+           .features = ORACLE_T2R, .norm_q = true, .norm_k = true),
+    LINEAR(linear_attn, ", dpfp", 2, 2, "'feature_map': 'dpfp', ", .features = ORACLE_DPFP),
+    LINEAR(linear_attn, ", relu", 4, 1, "'feature_map': 'relu', ", .features = ORACLE_NO_WEIGHTS, .map = relu),
+    LINEAR(linear_attn, ", elu, normalised", 2, 2, "'feature_map': 'elu', 'norm_feature_map': true, ",
+           .features = ORACLE_NO_WEIGHTS, .map = elu_plus_one, .normalized = true),
+    LINEAR(linear_attn, ", identity", 2, 2, "'feature_map': 'identity', ", .features = ORACLE_NO_WEIGHTS),
 };
 enum { CASES = sizeof cases / sizeof *cases };
 

@@ -34,7 +34,7 @@ static comba_tensor *features(comba_build *build, const config *c, comba_tensor 
                                            c->qk_activation == ACTIVATION_SILU);
   if (c->qk_activation == ACTIVATION_RELU) y = comba_activation(graph, y, COMBA_RELU, 1);
   if (c->qk_activation == ACTIVATION_ELU) y = comba_activation(graph, y, COMBA_ELU_PLUS_ONE, 1);
-  return c->qk_norm == NORM_SUM ? comba_sum_norm(graph, y) : comba_l2_norm(graph, y, COMBA_L2_EPSILON);
+  return c->qk_norm == NORM_SUM ? comba_sum_norm(graph, y, 0) : comba_l2_norm(graph, y, COMBA_L2_EPSILON);
 }
 
 static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_tensor *x) {

@@ -8,6 +8,7 @@
  * first layer, and rising. A mixer outside a model has none. */
 #include "mixers/mixer.h"
 #include "mixers/projection.h"
+#include "mixers/recurrence.h"
 
 #include <stddef.h>
 
@@ -43,11 +44,8 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   q = comba_activation(graph, q, COMBA_SILU, 1);
   comba_tensor *k = NULL, *g = comba_bounded_gate(graph, f, lower_bounds(build, c, d), build->layer, &k);
 
-  comba_tensor *before = comba_build_state(build, "recurrent", COMBA_SHAPE(B, H, K, V)), *after = NULL;
-  const comba_diagonal_decay_attributes attributes = {.mode = build->mode};
-  comba_tensor *o = comba_diagonal_decay(graph, q, k, v, g, NULL, NULL, before, build->cu_seqlens, attributes, &after);
-  comba_build_update(build, before, after);
-
+  comba_tensor *o =
+      comba_build_diagonal_decay(build, "recurrent", q, k, v, g, NULL, NULL, (comba_diagonal_decay_attributes){0});
   o = comba_reshape(graph, o, COMBA_SHAPE(B, T, d));
   o = comba_rms_norm(graph, o, NULL, comba_build_vector(build, "g_norm.weight", d, 1), NORM_EPSILON, NULL);
   return comba_linear(graph, o, comba_build_residual_weight(build, "o_proj.weight", COMBA_SHAPE(d, d)), NULL);

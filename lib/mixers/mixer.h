@@ -38,8 +38,10 @@ extern const comba_mixer_row comba_mixer_delta_net;
 extern const comba_mixer_row comba_mixer_gated_deltanet;
 extern const comba_mixer_row comba_mixer_gla;
 extern const comba_mixer_row comba_mixer_hgrn2;
+extern const comba_mixer_row comba_mixer_linear_attn;
 extern const comba_mixer_row comba_mixer_mlstm;
 extern const comba_mixer_row comba_mixer_retnet;
+extern const comba_mixer_row comba_mixer_simple_gla;
 extern const comba_mixer_row comba_mixer_transformer;
 
 /* All mixers; ends with NULL. */

@@ -2,11 +2,21 @@
 
 #include <string.h>
 
+// clang-format off: one a line
 const comba_mixer_row *const comba_mixer_table[] = {
-    &comba_mixer_comba,  &comba_mixer_delta_net,   &comba_mixer_gated_deltanet,
-    &comba_mixer_gla,    &comba_mixer_hgrn2,       &comba_mixer_mlstm,
-    &comba_mixer_retnet, &comba_mixer_transformer, NULL,
+    &comba_mixer_comba,
+    &comba_mixer_delta_net,
+    &comba_mixer_gated_deltanet,
+    &comba_mixer_gla,
+    &comba_mixer_hgrn2,
+    &comba_mixer_linear_attn,
+    &comba_mixer_mlstm,
+    &comba_mixer_retnet,
+    &comba_mixer_simple_gla,
+    &comba_mixer_transformer,
+    NULL,
 };
+// clang-format on
 
 const comba_mixer_row *comba_mixer_find(const char *model_type) {
   static const char suffix[] = "_vision";

@@ -57,6 +57,25 @@ static inline comba_tensor *comba_activation(comba_graph *graph, comba_tensor *x
   return COMBA_APPEND(graph, activation, &attributes, NULL, x);
 }
 
+/* y (..., 2n) = softmax(2 x, -2 x), x (..., n) */
+static inline comba_tensor *comba_hedgehog(comba_graph *graph, comba_tensor *x) {
+  return COMBA_APPEND(graph, hedgehog, NULL, NULL, x);
+}
+
+/* y (..., 2n rolls), x (..., n): with r = (relu(x), relu(-x)), blocks j = 1 to rolls of r_i r_{i-j}, indices modulo 2n */
+typedef struct comba_dpfp_attributes {
+  int64_t rolls; /* 1 to 2n */
+} comba_dpfp_attributes;
+static inline comba_tensor *comba_dpfp(comba_graph *graph, comba_tensor *x, int64_t rolls) {
+  comba_dpfp_attributes attributes = {rolls};
+  return COMBA_APPEND(graph, dpfp, &attributes, NULL, x);
+}
+
+/* y = a b, equal shapes */
+static inline comba_tensor *comba_product(comba_graph *graph, comba_tensor *a, comba_tensor *b) {
+  return COMBA_APPEND(graph, product, NULL, NULL, a, b);
+}
+
 /* y = silu(gate) * up, equal shapes */
 static inline comba_tensor *comba_swiglu(comba_graph *graph, comba_tensor *gate, comba_tensor *up) {
   return COMBA_APPEND(graph, swiglu, NULL, NULL, gate, up);
@@ -98,9 +117,16 @@ static inline comba_tensor *comba_l2_norm(comba_graph *graph, comba_tensor *x, d
   return COMBA_APPEND(graph, l2_norm, &attributes, NULL, x);
 }
 
-/* y = x / sum(x) over the last dimension; 0 where the sum is 0 (features of relu may all be 0) */
-static inline comba_tensor *comba_sum_norm(comba_graph *graph, comba_tensor *x) {
-  return COMBA_APPEND(graph, sum_norm, NULL, NULL, x);
+/* y = x / (sum(x) + epsilon) over the last dimension; 0 where the divisor is 0 (features of relu may all be 0) */
+static inline comba_tensor *comba_sum_norm(comba_graph *graph, comba_tensor *x, double epsilon) {
+  comba_norm_attributes attributes = {epsilon};
+  return COMBA_APPEND(graph, sum_norm, &attributes, NULL, x);
+}
+
+/* y (..., n) = x (..., n) / (d (..., 1) + epsilon) */
+static inline comba_tensor *comba_divide(comba_graph *graph, comba_tensor *x, comba_tensor *d, double epsilon) {
+  comba_norm_attributes attributes = {epsilon};
+  return COMBA_APPEND(graph, divide, &attributes, NULL, x, d);
 }
 
 /* Depthwise causal convolution along T (mixers.md 4.1): y[t] = f(sum_j weight[c, 0, j] x[t - (W-1) + j] + bias[c]), f silu or

@@ -1,4 +1,4 @@
-/* y = x r,  r = 1 / sum(x), or 0 where the sum is 0;  dx = r (dy - <y, dy>)
+/* y = x r,  r = 1 / (sum(x) + epsilon), or 0 where the divisor is 0;  dx = r (dy - <y, dy>)
  *
  * The backward pass reads y, so x may go. Saved: r (rows). */
 #include "ops/extent.h"
@@ -7,22 +7,24 @@
 #include "ops/rows.h"
 
 static comba_status infer(comba_signature *s) {
+  const comba_norm_attributes *attributes = s->attributes;
   const comba_shape *x = &s->input[0];
   if (!comba_extent_fits(x, 0)) return comba_fail_shape(s, 0, "(..., d)");
   s->outputs = 1;
   s->output[0] = *x;
   s->saved = 1;
   s->saved_shape[0] = COMBA_SHAPE(comba_rows(x));
-  return COMBA_OK;
+  return comba_infer_epsilon(s, attributes->epsilon);
 }
 
 static void forward(const comba_call *call) {
+  const comba_norm_attributes *attributes = call->attributes;
   const int64_t rows = comba_rows(&call->input[0].shape), d = comba_last(&call->input[0].shape);
   real *reciprocals = call->saved[0].data;
 #pragma omp parallel for if (rows * d > COMBA_SERIAL)
   for (int64_t row = 0; row < rows; row++) {
     const real *x = (const real *)call->input[0].data + row * d;
-    real sum = 0;
+    real sum = (real)attributes->epsilon;
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < d; j++) sum += x[j];
     const real r = sum == 0 ? 0 : 1 / sum;
@@ -47,10 +49,11 @@ static void backward(const comba_call *call) {
   }
 }
 
+#define EPSILON(value) (&(const comba_norm_attributes){value})
 #define POSITIVE COMBA_FILL_UNIFORM, .low = 0.1, .high = 1
 static const comba_case cases[] = {
     {.name = "heads", .input = {{COMBA_SHAPE(2, 47, 3, 64), POSITIVE}}},
-    {.name = "one row", .input = {{COMBA_SHAPE(37), POSITIVE}}},
+    {.name = "one row, epsilon", .attributes = EPSILON(0.5), .input = {{COMBA_SHAPE(37), POSITIVE}}},
     {.name = "negative sum", .input = {{COMBA_SHAPE(11, 100), COMBA_FILL_UNIFORM, .low = -1, .high = 0.2}}},
     {.name = "all zero", .input = {{COMBA_SHAPE(3, 5), COMBA_FILL_UNIFORM, .no_gradient = true}}},
     {.name = "2048 x 16 x 64", .benchmark = true, .input = {{COMBA_SHAPE(2, 1024, 16, 64), POSITIVE}}},
@@ -58,11 +61,12 @@ static const comba_case cases[] = {
 
 const comba_op COMBA_VARIANT(comba_op_sum_norm) = {
     .name = "sum_norm",
-    .formula = "y = x / sum(x)",
+    .formula = "y = x / (sum(x) + epsilon)",
     .inputs = 1,
     .outputs = 1,
     .input_class = {COMBA_ACTIVATION},
     .output_class = {COMBA_ACTIVATION},
+    .attributes_size = sizeof(comba_norm_attributes),
     .backward_outputs = 1,
     .infer = infer,
     .forward = forward,

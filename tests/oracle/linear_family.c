@@ -82,6 +82,16 @@ static double *gla(oracle_model *oracle, const double *x) {
   return gated_output(oracle, &a, recur(oracle, &a, g), x);
 }
 
+/* g = ln sigmoid(W x + c) / 16, by query head */
+static double *simple_gla(oracle_model *oracle, const double *x) {
+  const oracle_linear_config *c = oracle->config;
+  const operands a = project_heads(oracle, x);
+  const double *z = oracle_linear(oracle, "gk_proj", x);
+  double *g = oracle_zeros(oracle, oracle->length * c->heads * a.K);
+  for (int64_t i = 0; i < oracle->length * c->heads * a.K; i++) g[i] = -oracle_softplus(-z[i / a.K]) / 16;
+  return gated_output(oracle, &a, recur(oracle, &a, g), x);
+}
+
 /* Channel i of this layer's lower bound: the sum over layers 1 to this one of softmax over layers. */
 static double lower_bound(oracle_model *oracle, int64_t i) {
   const double *bounds = oracle_model_weight(oracle, "model.lower_bounds");
@@ -133,6 +143,102 @@ static double *retnet(oracle_model *oracle, const double *x) {
   return gated_output(oracle, &a, recur(oracle, &a, g), x);
 }
 
+/* NAME.LAYER of `rows` rows: oracle_linear takes as many as there are tokens */
+static double *map_rows(oracle_model *oracle, const char *name, const char *layer, const double *x, int64_t rows) {
+  char full[64];
+  const int64_t T = oracle->length;
+  snprintf(full, sizeof full, "%s.%s", name, layer);
+  oracle->length = rows;
+  double *y = oracle_linear(oracle, full, x);
+  oracle->length = T;
+  return y;
+}
+
+/* softmax(2 x, -2 x) of each row of K */
+static double *hedgehog(oracle_model *oracle, const double *x, int64_t rows, int64_t K) {
+  double *y = oracle_zeros(oracle, rows * 2 * K);
+  for (int64_t r = 0; r < rows; r++) {
+    double sum = 0;
+    for (int64_t i = 0; i < K; i++) sum += exp(2 * x[r * K + i]) + exp(-2 * x[r * K + i]);
+    for (int64_t i = 0; i < 2 * K; i++) y[r * 2 * K + i] = exp((i < K ? 2 : -2) * x[r * K + i % K]) / sum;
+  }
+  return y;
+}
+
+/* r_i r_{i-j} for j = 1 to 4, r = (relu(x), relu(-x)) of 2K entries, taken round */
+static double *dpfp(oracle_model *oracle, const double *x, int64_t rows, int64_t K) {
+  double *y = oracle_zeros(oracle, rows * 8 * K), *r = oracle_zeros(oracle, 2 * K);
+  for (int64_t row = 0; row < rows; row++) {
+    for (int64_t i = 0; i < 2 * K; i++) r[i] = fmax(0, i < K ? x[row * K + i] : -x[row * K + i - K]);
+    for (int64_t i = 0; i < 8 * K; i++)
+      y[row * 8 * K + i] = r[i % (2 * K)] * r[(i % (2 * K) + 2 * K - i / (2 * K) - 1) % (2 * K)];
+  }
+  return y;
+}
+
+/* f(x) by rows of K channels; *size becomes the number of its features */
+static double *features(oracle_model *oracle, const char *name, double *x, int64_t rows, int64_t K, int64_t *size) {
+  const oracle_linear_config *c = oracle->config;
+  *size = c->features == ORACLE_DPFP ? 8 * K : (c->features == ORACLE_HEDGEHOG ? 2 * K : K);
+  switch (c->features) {
+  case ORACLE_ELEMENTWISE_PRODUCT: {
+    double *y = map_rows(oracle, name, "layer1", x, rows);
+    const double *second = map_rows(oracle, name, "layer2", x, rows);
+    for (int64_t i = 0; i < rows * K; i++) y[i] *= second[i];
+    return y;
+  }
+  case ORACLE_HEDGEHOG: return hedgehog(oracle, map_rows(oracle, name, "layer", x, rows), rows, K);
+  case ORACLE_T2R:
+    x = map_rows(oracle, name, "layer", x, rows);
+    for (int64_t i = 0; i < rows * K; i++) x[i] = fmax(0, x[i]);
+    return x;
+  case ORACLE_DPFP: return dpfp(oracle, x, rows, K);
+  default: return x;
+  }
+}
+
+static void divide_by_sum(double *x, int64_t rows, int64_t size) {
+  for (int64_t r = 0; r < rows; r++) {
+    double sum = 1e-4;
+    for (int64_t i = 0; i < size; i++) sum += x[r * size + i];
+    for (int64_t i = 0; i < size; i++) x[r * size + i] /= sum;
+  }
+}
+
+/* o_t / (F^(-1/2) z_t^T q_t + 1e-10), z_t the sum of the keys up to t */
+static void divide_by_keys(oracle_model *oracle, const operands *a, double *o) {
+  const oracle_linear_config *c = oracle->config;
+  const int64_t H = c->heads, G = c->kv_heads, F = a->K;
+  for (int64_t h = 0; h < H; h++) {
+    double *z = oracle_zeros(oracle, F);
+    for (int64_t t = 0; t < oracle->length; t++) {
+      double sum = 0;
+      for (int64_t i = 0; i < F; i++) {
+        z[i] += a->k[(t * G + h / (H / G)) * F + i];
+        sum += z[i] * a->q[(t * H + h) * F + i] / sqrt((double)F);
+      }
+      for (int64_t j = 0; j < a->V; j++) o[(t * H + h) * a->V + j] /= sum + 1e-10;
+    }
+  }
+}
+
+static double *linear_attn(oracle_model *oracle, const double *x) {
+  const oracle_linear_config *c = oracle->config;
+  operands a = project_heads(oracle, x);
+  const int64_t T = oracle->length, queries = T * c->heads, keys = T * c->kv_heads;
+  int64_t F;
+  a.q = features(oracle, "feature_map_q", a.q, queries, a.K, &F);
+  a.k = features(oracle, c->tied ? "feature_map_q" : "feature_map_k", a.k, keys, a.K, &F);
+  a.K = F;
+  if (c->norm_q) divide_by_sum(a.q, queries, F);
+  if (c->norm_k) divide_by_sum(a.k, keys, F);
+  double *o = recur(oracle, &a, oracle_zeros(oracle, queries * F));
+  if (c->normalized) divide_by_keys(oracle, &a, o);
+  return oracle_linear(oracle, "o_proj", oracle_norm(oracle, "norm", o, queries, a.V, oracle->norm_epsilon));
+}
+
 const oracle_family oracle_gla = {.mix = gla, .gates = "gk_proj"};
+const oracle_family oracle_simple_gla = {.mix = simple_gla, .gates = "gk_proj"};
 const oracle_family oracle_hgrn2 = {.mix = hgrn2, .gates = "f_proj"};
 const oracle_family oracle_retnet = {.mix = retnet};
+const oracle_family oracle_linear_attn = {.mix = linear_attn};
