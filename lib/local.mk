@@ -170,6 +170,11 @@ kernel_sources = \
 	lib/scan/diagonal_decay_recurrent.c \
 	lib/scan/inner_loss.c \
 	lib/scan/inner_loss.h \
+	lib/scan/memory.c \
+	lib/scan/memory.h \
+	lib/scan/memory_linear.c \
+	lib/scan/memory_mapped.c \
+	lib/scan/memory_scan.c \
 	lib/scan/memory_mlp.c \
 	lib/scan/memory_mlp.h \
 	lib/scan/memory_mlp_chunk.c \

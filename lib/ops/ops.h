@@ -259,14 +259,22 @@ static inline comba_tensor *comba_constant(comba_graph *graph, comba_shape shape
   return comba_graph_append(graph, COMBA_OP_constant, &attributes, 0, NULL, NULL);
 }
 
-/* Rotary position embedding, half-split pairs (mixers.md 4.5): x (B,T,H,D), D even; position (1) int32, optional: the
- * number of tokens before the first; positions restart at each sequence of cu_seqlens. */
+/* Rotary position embedding: x (B,T,H,D), D even; position (1) int32, optional: the number of tokens before the first;
+ * positions restart at each sequence of cu_seqlens. Pairs are half-split; comba_rotary_interleaved turns neighbouring channels,
+ * by positions modulo `period` (TTT: a chunk). */
 typedef struct comba_rotary_attributes {
-  double base; /* 10000 */
+  double base;    /* 0 means 10000 */
+  int64_t period; /* 0: none */
+  bool interleaved;
 } comba_rotary_attributes;
 static inline comba_tensor *comba_rotary(comba_graph *graph, comba_tensor *x, comba_tensor *position,
                                          comba_tensor *cu_seqlens, double base) {
-  comba_rotary_attributes attributes = {base};
+  comba_rotary_attributes attributes = {.base = base};
+  return COMBA_APPEND(graph, rotary, &attributes, NULL, x, position, cu_seqlens);
+}
+static inline comba_tensor *comba_rotary_interleaved(comba_graph *graph, comba_tensor *x, comba_tensor *position,
+                                                     comba_tensor *cu_seqlens, double base, int64_t period) {
+  comba_rotary_attributes attributes = {base, period, true};
   return COMBA_APPEND(graph, rotary, &attributes, NULL, x, position, cu_seqlens);
 }
 
@@ -519,6 +527,48 @@ static inline comba_tensor *comba_memory_mlp(comba_graph *graph, const comba_mem
   return COMBA_APPEND(graph, memory_mlp, &attributes, final_state, x->q, x->k, x->v, x->rate, x->token_offset,
                       x->norm_weight, x->norm_bias, x->w1, x->b1, x->w2, x->b2, x->initial_state, x->position,
                       x->cu_seqlens);
+}
+
+/* A matrix memory that descends an inner loss while it reads (docs/memory.md; TTT, Titans, MIRAS), for each head. W (R,V) has K
+ * rows and with `bias` one more, for which keys and queries have a 1. The tokens of a chunk take their gradients at the memory
+ * it starts with, M_0 = f(W_0), in one step each:
+ *   n_t = d loss / dz at z = M_0^T k_t against v_t (v_t - k_t with `residual`)
+ *   U_t = e^{momentum_t} U_{t-1} - rate_t k_t n_t^T  (without momentum: the second term alone)
+ *   W_t = e^{retention_t} W_{t-1} + U_t
+ *   o_t = f(W_t)^T q_t;  with token_offset, W_0 + w_t (W_t - W_0) in place of W_t, w_t = max(1/t + token_offset_t, 0), t from 1
+ * and what its last token reads is where the next chunk starts. f is the identity, or (scan/memory_mapped.c)
+ *   power    A / |A|_q^{q-2}       mirror   sgn(A) |A|^{q-1} / |A|_q^{q-2}
+ *   softmax  total softmax(A), over all of A, each column (_COLUMN) or each row (_ROW)
+ * q, k (B,T,H,K); v (B,T,H,V); rate, retention <= 0, momentum <= 0, threshold (B,T,H), all but rate optional; token_offset
+ * (chunk); norm_weight, norm_bias (H,V) of the layer norm's loss; memory (H,K,V) and bias (H,V): the first W, 0 without.
+ * initial_state (N,H,parts,R,V) holds two parts, three with momentum: zeros are the beginning; position (1) int32, optional: the
+ * tokens before the first, which say where in a chunk it is. o (B,T,H,V); `final_state` (or NULL) receives the state. Momentum,
+ * token_offset and bias need f = the identity. */
+typedef enum comba_memory_map {
+  COMBA_MEMORY_LINEAR,
+  COMBA_MEMORY_POWER,
+  COMBA_MEMORY_MIRROR,
+  COMBA_MEMORY_SOFTMAX,
+  COMBA_MEMORY_SOFTMAX_COLUMN,
+  COMBA_MEMORY_SOFTMAX_ROW,
+} comba_memory_map;
+typedef struct comba_memory_attributes {
+  int64_t chunk; /* tokens, at most 64; 0 means 16 */
+  comba_inner_loss_attributes loss;
+  bool residual;
+  comba_memory_map map;
+  double map_exponent; /* q, from 2; 0 means 4 */
+  double map_total;    /* 0 means V sqrt(K): equal entries give a query of equal entries and length 1 back as ones */
+} comba_memory_attributes;
+typedef struct comba_memory_operands {
+  comba_tensor *q, *k, *v, *rate, *retention, *momentum, *threshold, *token_offset, *norm_weight, *norm_bias, *memory,
+      *bias, *initial_state, *position, *cu_seqlens;
+} comba_memory_operands;
+static inline comba_tensor *comba_memory(comba_graph *graph, const comba_memory_operands *x,
+                                         comba_memory_attributes attributes, comba_tensor **final_state) {
+  return COMBA_APPEND(graph, memory, &attributes, final_state, x->q, x->k, x->v, x->rate, x->retention, x->momentum,
+                      x->threshold, x->token_offset, x->norm_weight, x->norm_bias, x->memory, x->bias, x->initial_state,
+                      x->position, x->cu_seqlens);
 }
 
 /* Softmax attention: q (B,T,H,D), k, v (B,T,HKV,D), H a multiple of HKV (query head h reads head h / (H/HKV)) -> (B,T,H,D).

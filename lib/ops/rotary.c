@@ -1,4 +1,5 @@
-/* (y_j, y_{j+D/2}) = (x_j c - x_{j+D/2} s, x_{j+D/2} c + x_j s),  c, s = cos, sin(n base^(-2j/D)) at position n, j < D/2
+/* (y_a, y_b) = (x_a c - x_b s, x_b c + x_a s),  c, s = cos, sin(n base^(-2j/D)) at position n, for the pairs j < D/2:
+ * (a, b) = (j, j + D/2), or interleaved (2j, 2j + 1)
  * dx: dy rotated by the opposite angle */
 #include "ops/extent.h"
 #include "ops/gradient.h"
@@ -18,6 +19,9 @@ static comba_status infer(comba_signature *s) {
   if (!(attributes->base >= 0 && attributes->base < HUGE_VAL))
     return comba_fail(COMBA_ERROR_ARGUMENT, "rotary: base is %g, expected a positive number, or 0 for 10000",
                       attributes->base);
+  if (attributes->period < 0)
+    return comba_fail(COMBA_ERROR_ARGUMENT, "rotary: period is %lld, expected a number of tokens, or 0 for none",
+                      (long long)attributes->period);
   s->outputs = 1;
   s->output[0] = *x;
   s->forward_workspace = s->backward_workspace = x->size[1] * x->size[3];
@@ -54,44 +58,65 @@ static void fill_all(const comba_call *call, real *table) {
   for (int64_t block = 0; block < blocks; block++) {
     const int64_t end = (block + 1) * STEPS < length ? (block + 1) * STEPS : length;
     int64_t t = block * STEPS;
-    for (int64_t n = comba_sequence_at(&sequences, t); t < end; n++) {
+    for (int64_t n = comba_sequence_at(&sequences, t); t < end;) {
       const int64_t start = comba_sequence_start(&sequences, n), stop = comba_sequence_start(&sequences, n + 1);
-      const int64_t tokens = (stop < end ? stop : end) - t;
-      if (tokens > 0) fill(table + t * d, tokens, d, base, t - start + (position ? *position : 0));
+      int64_t tokens = (stop < end ? stop : end) - t, first = t - start + (position ? *position : 0);
+      if (tokens <= 0) {
+        n++;
+        continue;
+      }
+      if (attributes->period) {
+        first %= attributes->period;
+        if (tokens > attributes->period - first) tokens = attributes->period - first;
+      }
+      fill(table + t * d, tokens, d, base, first);
       t += tokens;
     }
   }
 }
 
-/* y (H,D) = or += x (H,D) rotated by the angles of one row of the table, times `direction` (1 or -1) */
-static void rotate(const real *restrict x, const real *restrict table, real direction, int64_t heads, int64_t d,
-                   bool accumulate, real *restrict y) {
-  const int64_t half = d / 2;
+/* y = or += x rotated by the angles of one row of the table, times `direction` (1 or -1); the two of a pair are `apart`,
+ * neighbouring pairs `step`. */
+static inline void rotate_pairs(const real *restrict x, const real *restrict table, real direction, int64_t half,
+                                int64_t step, int64_t apart, bool accumulate, real *restrict y) {
   const real *cosine = table, *sine = table + half;
+  if (accumulate)
+#pragma omp simd
+    for (int64_t j = 0; j < half; j++) {
+      const int64_t a = j * step, b = a + apart;
+      y[a] += x[a] * cosine[j] - direction * x[b] * sine[j];
+      y[b] += x[b] * cosine[j] + direction * x[a] * sine[j];
+    }
+  else
+#pragma omp simd
+    for (int64_t j = 0; j < half; j++) {
+      const int64_t a = j * step, b = a + apart;
+      y[a] = x[a] * cosine[j] - direction * x[b] * sine[j];
+      y[b] = x[b] * cosine[j] + direction * x[a] * sine[j];
+    }
+}
+
+/* x, y (H,D) */
+static void rotate(const real *x, const real *table, real direction, int64_t heads, int64_t d, bool interleaved,
+                   bool accumulate, real *y) {
   for (int64_t h = 0; h < heads; h++, x += d, y += d) {
-    if (accumulate)
-#pragma omp simd
-      for (int64_t j = 0; j < half; j++) {
-        y[j] += x[j] * cosine[j] - direction * x[j + half] * sine[j];
-        y[j + half] += x[j + half] * cosine[j] + direction * x[j] * sine[j];
-      }
+    if (interleaved)
+      rotate_pairs(x, table, direction, d / 2, 2, 1, accumulate, y);
     else
-#pragma omp simd
-      for (int64_t j = 0; j < half; j++) {
-        y[j] = x[j] * cosine[j] - direction * x[j + half] * sine[j];
-        y[j + half] = x[j + half] * cosine[j] + direction * x[j] * sine[j];
-      }
+      rotate_pairs(x, table, direction, d / 2, 1, d / 2, accumulate, y);
   }
 }
 
 static void rotate_all(const comba_call *call, const real *x, real direction, bool accumulate, real *y) {
+  const comba_rotary_attributes *attributes = call->attributes;
   const comba_shape *shape = &call->input[X].shape;
   const int64_t length = shape->size[1], heads = shape->size[2], d = shape->size[3], rows = shape->size[0] * length;
   real *table = call->workspace;
   fill_all(call, table);
 #pragma omp parallel for if (rows * heads * d > COMBA_SERIAL)
   for (int64_t row = 0; row < rows; row++)
-    rotate(x + row * heads * d, table + row % length * d, direction, heads, d, accumulate, y + row * heads * d);
+    rotate(x + row * heads * d, table + row % length * d, direction, heads, d, attributes->interleaved, accumulate,
+           y + row * heads * d);
 }
 
 static void forward(const comba_call *call) {
@@ -103,7 +128,8 @@ static void backward(const comba_call *call) {
   rotate_all(call, call->output_gradient[0].data, -1, call->accumulate[X], call->input_gradient[X].data);
 }
 
-#define BASE(base) (&(const comba_rotary_attributes){base})
+#define BASE(value) (&(const comba_rotary_attributes){.base = value})
+#define PERIOD(tokens) (&(const comba_rotary_attributes){.period = tokens, .interleaved = true})
 #define VALUES(...)                                                                                                    \
   COMBA_FILL_VALUES, .values = (const int32_t[]) {                                                                     \
     __VA_ARGS__                                                                                                        \
@@ -119,13 +145,19 @@ static const comba_case cases[] = {
      .input = {{COMBA_SHAPE(1, 131, 1, 4)},
                {COMBA_SHAPE(1), VALUES(5)},
                {COMBA_SHAPE(8), VALUES(0, 0, 3, 3, 4, 64, 131, 131)}}},
+    {.name = "interleaved, period",
+     .attributes = PERIOD(16),
+     .input = {{COMBA_SHAPE(2, 70, 2, 10)}, {COMBA_SHAPE(1), VALUES(37)}}},
+    {.name = "interleaved, period, packed",
+     .attributes = PERIOD(3),
+     .input = {{COMBA_SHAPE(1, 131, 1, 4)}, {0}, {COMBA_SHAPE(5), VALUES(0, 1, 1, 68, 131)}}},
     {.name = "one token", .attributes = BASE(10000), .input = {{COMBA_SHAPE(1, 1, 1, 2)}, {COMBA_SHAPE(1), VALUES(3)}}},
     {.name = "2048 x 16 x 64", .attributes = BASE(10000), .benchmark = true, .input = {{COMBA_SHAPE(2, 1024, 16, 64)}}},
     {0}};
 
 const comba_op COMBA_VARIANT(comba_op_rotary) = {
     .name = "rotary",
-    .formula = "pairs (x_j, x_{j+D/2}) rotated by position base^(-2j/D)",
+    .formula = "pairs (x_j, x_{j+D/2}), or (x_2j, x_{2j+1}), rotated by position base^(-2j/D)",
     .inputs = 3,
     .outputs = 1,
     .optional_inputs = 1u << POSITION | 1u << CU_SEQLENS,
