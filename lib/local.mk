@@ -69,6 +69,7 @@ library_sources = \
 	lib/mixers/gated_deltanet.c \
 	lib/mixers/gla.c \
 	lib/mixers/hgrn2.c \
+	lib/mixers/mamba2.c \
 	lib/mixers/mlstm.c \
 	lib/mixers/linear_attn.c \
 	lib/mixers/projection.c \
@@ -152,9 +153,11 @@ kernel_sources = \
 	lib/ops/sequence_pool.c \
 	lib/ops/sequences.h \
 	lib/ops/short_convolution.c \
+	lib/ops/split.c \
 	lib/ops/sum_norm.c \
 	lib/ops/swiglu.c \
 	lib/ops/table.c \
+	lib/ops/time_step.c \
 	lib/ops/token_scale.c \
 	lib/ops/window.h \
 	lib/scan/attention.c \

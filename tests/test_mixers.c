@@ -21,8 +21,10 @@ static comba_model *create_sized(int index, const char *suffix, int heads, int h
   options.mode = modes[index % MODES];
   snprintf(json, sizeof json,
            "{\"model_type\": \"%s%s\", \"hidden_size\": %d, \"num_hidden_layers\": 2, \"num_heads\": %d, "
-           "\"head_dim\": %d, \"expand_ratio\": %d, \"expand_k\": 1, \"expand_v\": 1, %s}",
-           comba_mixer_table[index / MODES]->model_type, suffix, heads * head_dim, heads, head_dim, head_dim, more);
+           "\"head_dim\": %d, \"expand_ratio\": %d, \"state_size\": %d, \"expand\": 1, \"expand_k\": 1, \"expand_v\": "
+           "1, %s}",
+           comba_mixer_table[index / MODES]->model_type, suffix, heads * head_dim, heads, head_dim, head_dim, head_dim,
+           more);
   return model_case_create(json, &options);
 }
 

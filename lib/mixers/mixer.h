@@ -12,11 +12,31 @@ typedef struct comba_mixer_cost {
   double flops_per_token; /* forward, engine only */
 } comba_mixer_cost;
 
-/* A field that a vision model's config has another default for. */
+/* A field that a model with this mixer has another default for. */
 typedef struct comba_default {
   const char *name; /* NULL ends the list */
   double value;
 } comba_default;
+
+/* What a language model with this mixer calls its parts, where the released one departs from fla's usual names. */
+typedef struct comba_names {
+  const char *model;      /* all but the head: "model" */
+  const char *mixer;      /* of a layer: "attn" */
+  const char *mixer_norm; /* before it: "attn_norm" */
+  const char *final_norm; /* "norm" */
+} comba_names;
+
+/* What a language model with this mixer has in place of the usual RMSNorm, SwiGLU MLP and initial distributions. `config` is
+ * the mixer's; parameters are named below `name`, or below the layer's prefix. */
+typedef struct comba_block {
+  comba_tensor *(*norm)(comba_build *build, const void *config, const char *name, comba_tensor *x);
+  /* What the first layer makes of the embeddings before all else. */
+  comba_tensor *(*enter)(comba_build *build, const void *config, comba_tensor *x);
+  const char *mlp_norm;
+  comba_tensor *(*mlp)(comba_build *build, const void *config, comba_tensor *x);
+  comba_initial embeddings;
+  comba_initial (*head)(int64_t vocabulary, int64_t hidden_size);
+} comba_block;
 
 typedef struct comba_mixer_row {
   const char *model_type;    /* "comba"; "comba_vision" is the same mixer in a vision model */
@@ -25,6 +45,10 @@ typedef struct comba_mixer_row {
   const comba_field *fields; /* of the config struct; ends with a row without a name */
   /* Where fla-zoo defaults differ from fla: of these or of the common fields; NULL: nowhere. */
   const comba_default *vision_defaults;
+  const comba_default *language_defaults; /* of the fields of language models alone, likewise */
+  const comba_names *names;               /* NULL: the usual ones */
+  bool trains_padding;                    /* the embedding of pad_token_id is trained like any other */
+  const comba_block *block; /* NULL: the usual one */
   size_t config_size;
   /* Checks what the schema cannot (sizes that must divide); NULL: nothing to check. */
   comba_status (*check)(const void *config, int64_t hidden_size);
@@ -39,13 +63,17 @@ extern const comba_mixer_row comba_mixer_gated_deltanet;
 extern const comba_mixer_row comba_mixer_gla;
 extern const comba_mixer_row comba_mixer_hgrn2;
 extern const comba_mixer_row comba_mixer_linear_attn;
+extern const comba_mixer_row comba_mixer_mamba2;
 extern const comba_mixer_row comba_mixer_mlstm;
 extern const comba_mixer_row comba_mixer_retnet;
+extern const comba_mixer_row comba_mixer_rwkv7;
 extern const comba_mixer_row comba_mixer_simple_gla;
 extern const comba_mixer_row comba_mixer_transformer;
 
 /* All mixers; ends with NULL. */
 extern const comba_mixer_row *const comba_mixer_table[];
+/* The names of a language model with this mixer. */
+const comba_names *comba_mixer_names(const comba_mixer_row *row);
 /* The row of a model_type, with or without "_vision"; NULL if there is none. */
 const comba_mixer_row *comba_mixer_find(const char *model_type);
 

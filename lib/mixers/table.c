@@ -10,13 +10,19 @@ const comba_mixer_row *const comba_mixer_table[] = {
     &comba_mixer_gla,
     &comba_mixer_hgrn2,
     &comba_mixer_linear_attn,
+    &comba_mixer_mamba2,
     &comba_mixer_mlstm,
     &comba_mixer_retnet,
     &comba_mixer_simple_gla,
     &comba_mixer_transformer,
-    NULL,
+    &comba_mixer_rwkv7, NULL,
 };
 // clang-format on
+
+const comba_names *comba_mixer_names(const comba_mixer_row *row) {
+  static const comba_names usual = {"model", "attn", "attn_norm", "norm"};
+  return row->names ? row->names : &usual;
+}
 
 const comba_mixer_row *comba_mixer_find(const char *model_type) {
   static const char suffix[] = "_vision";

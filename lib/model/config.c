@@ -34,14 +34,14 @@ static comba_status fail_model_type(const json_t *value) {
                     value ? comba_json_describe(value, text) : "missing", known, vision_suffix);
 }
 
-static void set_vision_defaults(comba_config *config) {
-  const comba_default *entry = config->mixer->vision_defaults;
+static void set_defaults(comba_config *config, const comba_default *entry) {
   for (; entry && entry->name; entry++) {
     const comba_field *own = comba_fields_find(config->mixer->fields, entry->name);
+    const comba_field *common = comba_fields_find(comba_schema_common, entry->name);
     if (own)
       comba_field_store(own, config->mixer_config, entry->value);
     else
-      comba_field_store(comba_fields_find(comba_schema_common, entry->name), config, entry->value);
+      comba_field_store(common ? common : comba_fields_find(kind_fields(config), entry->name), config, entry->value);
   }
 }
 
@@ -73,8 +73,9 @@ static comba_status create(comba_config **config, const json_t *model_type) {
   if (made->kind == COMBA_KIND_LANGUAGE) {
     made->hidden_ratio = (int64_t)defaults->hidden_ratio;
     made->pad_token_id = (int64_t)defaults->pad_token_id;
+    set_defaults(made, mixer->language_defaults);
   } else {
-    set_vision_defaults(made);
+    set_defaults(made, mixer->vision_defaults);
   }
   *config = made;
   made = NULL;
@@ -170,6 +171,7 @@ static comba_status check_fixed(const comba_config *config) {
     char text[DESCRIPTION], padded[DESCRIPTION + 2];
     const json_t *value = json_object_get(config->json, field->name);
     if (!value || !(config->kind == COMBA_KIND_VISION ? field->vision : field->language)) continue;
+    if (comba_fields_find(config->mixer->fields, field->name)) continue; /* the mixer's own meaning of it */
     snprintf(padded, sizeof padded, " %s ", comba_json_describe(value, text));
     if (!strstr(field->allowed, padded))
       return comba_fail(COMBA_ERROR_UNSUPPORTED, "%s is %s, which is not supported; expected one of:%s", field->name,

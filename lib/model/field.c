@@ -25,9 +25,14 @@ void comba_field_store(const comba_field *field, void *object, double value) {
   void *at = member(field, object);
   switch (field->type) {
   case COMBA_FIELD_BOOLEAN: *(bool *)at = value != 0; break;
-  case COMBA_FIELD_INTEGER: *(int64_t *)at = (int64_t)value; break;
+  case COMBA_FIELD_INTEGER:
+  case COMBA_FIELD_LAYERS: *(int64_t *)at = (int64_t)value; break;
   case COMBA_FIELD_NUMBER: *(double *)at = value; break;
   case COMBA_FIELD_CHOICE: *(int *)at = (int)value; break;
+  case COMBA_FIELD_RANGE:
+    ((double *)at)[0] = value;
+    ((double *)at)[1] = field->default_largest;
+    break;
   }
 }
 
@@ -35,8 +40,10 @@ static double load(const comba_field *field, const void *object) {
   const void *at = (const char *)object + field->offset;
   switch (field->type) {
   case COMBA_FIELD_BOOLEAN: return *(const bool *)at;
-  case COMBA_FIELD_INTEGER: return (double)*(const int64_t *)at;
-  case COMBA_FIELD_NUMBER: return *(const double *)at;
+  case COMBA_FIELD_INTEGER:
+  case COMBA_FIELD_LAYERS: return (double)*(const int64_t *)at;
+  case COMBA_FIELD_NUMBER:
+  case COMBA_FIELD_RANGE: return *(const double *)at;
   case COMBA_FIELD_CHOICE: return *(const int *)at;
   }
   return 0;
@@ -59,10 +66,15 @@ static const char *expectation(const comba_field *field, char text[EXPECTATION])
   case COMBA_FIELD_BOOLEAN: used = (size_t)snprintf(text, EXPECTATION, "true or false"); break;
   case COMBA_FIELD_INTEGER:
   case COMBA_FIELD_NUMBER:
-    used = (size_t)snprintf(text, EXPECTATION, field->type == COMBA_FIELD_INTEGER ? "an integer" : "a number");
+  case COMBA_FIELD_RANGE:
+    used = (size_t)snprintf(text, EXPECTATION, "%s",
+                            field->type == COMBA_FIELD_INTEGER  ? "an integer"
+                            : field->type == COMBA_FIELD_NUMBER ? "a number"
+                                                                : "an array of two rising numbers");
     if (is_bounded(field))
       used += (size_t)snprintf(text + used, EXPECTATION - used, " from %.12g to %.12g", field->minimum, field->maximum);
     break;
+  case COMBA_FIELD_LAYERS: used = (size_t)snprintf(text, EXPECTATION, "an integer, or an array of equal ones"); break;
   case COMBA_FIELD_CHOICE:
     for (int i = 0; field->choices[i] && used < EXPECTATION; i++)
       used += (size_t)snprintf(text + used, EXPECTATION - used, "%s\"%s\"", i ? ", " : "one of ", field->choices[i]);
@@ -70,6 +82,18 @@ static const char *expectation(const comba_field *field, char text[EXPECTATION])
   }
   if (field->nullable && used < EXPECTATION) snprintf(text + used, EXPECTATION - used, " or null");
   return text;
+}
+
+static bool parse_range(const comba_field *field, double range[2], const json_t *value) {
+  double read[2];
+  if (!json_is_array(value) || json_array_size(value) != 2) return false;
+  for (size_t i = 0; i < 2; i++)
+    if (!comba_json_number(json_array_get(value, i), &read[i]) ||
+        !(read[i] >= field->minimum && read[i] <= field->maximum))
+      return false;
+  if (read[0] > read[1]) return false;
+  memcpy(range, read, sizeof read);
+  return true;
 }
 
 /* False: the value is of the wrong type or out of range. */
@@ -83,6 +107,13 @@ static bool parse_value(const comba_field *field, void *object, const json_t *va
   case COMBA_FIELD_BOOLEAN:
     if (!json_is_boolean(value)) return false;
     *(bool *)member(field, object) = json_is_true(value);
+    return true;
+  case COMBA_FIELD_LAYERS:
+    for (size_t i = 1; i < json_array_size(value); i++)
+      if (!json_equal(json_array_get(value, i), json_array_get(value, 0))) return false;
+    if (json_is_array(value)) value = json_array_get(value, 0);
+    if (!json_is_integer(value) || !in_range(field, (double)json_integer_value(value))) return false;
+    *(int64_t *)member(field, object) = json_integer_value(value);
     return true;
   case COMBA_FIELD_INTEGER:
     /* Beyond 2^53 the double rounds, but no bound of a field is there. */
@@ -100,6 +131,7 @@ static bool parse_value(const comba_field *field, void *object, const json_t *va
       return true;
     }
     return false;
+  case COMBA_FIELD_RANGE: return parse_range(field, member(field, object), value);
   }
   return false;
 }
@@ -121,6 +153,12 @@ static bool stands_for_null(const comba_field *field, double value) {
   return value == field->null_value || (isnan(value) && isnan(field->null_value));
 }
 
+/* JSON has no infinity; transformers writes it so. */
+static json_t *write_limit(double value) {
+  if (!isinf(value)) return json_real(value);
+  return json_pack("{s: s}", "__float__", value > 0 ? "Infinity" : "-Infinity");
+}
+
 comba_status comba_fields_write(const comba_field *fields, const void *object, json_t *json) {
   for (const comba_field *field = fields; field->name; field++) {
     const void *at = (const char *)object + field->offset;
@@ -129,10 +167,12 @@ comba_status comba_fields_write(const comba_field *fields, const void *object, j
       value = json_null();
     else if (field->type == COMBA_FIELD_BOOLEAN)
       value = json_boolean(*(const bool *)at);
-    else if (field->type == COMBA_FIELD_INTEGER)
+    else if (field->type == COMBA_FIELD_INTEGER || field->type == COMBA_FIELD_LAYERS)
       value = json_integer(*(const int64_t *)at);
     else if (field->type == COMBA_FIELD_NUMBER)
       value = json_real(*(const double *)at);
+    else if (field->type == COMBA_FIELD_RANGE)
+      value = json_pack("[o, o]", write_limit(((const double *)at)[0]), write_limit(((const double *)at)[1]));
     else
       value = json_string(field->choices[*(const int *)at]);
     if (json_object_set_new(json, field->name, value) != 0) return comba_fail_memory(sizeof value, field->name);
@@ -153,6 +193,8 @@ void comba_fields_document(const comba_field *fields, const void *object, const 
       fputs(value != 0 ? "true" : "false", stream);
     else if (field->type == COMBA_FIELD_CHOICE)
       fprintf(stream, "\"%s\"", field->choices[(int)value]);
+    else if (field->type == COMBA_FIELD_RANGE)
+      fprintf(stream, "[%.12g, %.12g]", value, ((const double *)((const char *)object + field->offset))[1]);
     else
       fprintf(stream, "%.12g", value);
     fprintf(stream, " | %s |\n", field->help);

@@ -1,6 +1,7 @@
 /* Language models (mixers.md 3.1): x = Emb[ids]; each layer x += mixer(RMSNorm(x)), x += MLP(RMSNorm(x));
  * logits = RMSNorm(x) W_head^T. Each residual add is fused into the norm that follows it. */
 #include "mixers/attention.h"
+#include "mixers/mixer.h"
 #include "model/model_private.h"
 #include "ops/ops.h"
 
@@ -10,7 +11,8 @@ bool comba_layer_attends(const comba_config *config, int64_t layer) {
 
 comba_tensor *comba_build_layer_mixer(comba_build *build, int64_t layer, comba_tensor *x) {
   const comba_config *config = build->config;
-  const size_t length = comba_build_enter(build, "attn");
+  const bool vision = config->kind == COMBA_KIND_VISION; /* fla-zoo has one name for all */
+  const size_t length = comba_build_enter(build, "%s", vision ? "attn" : comba_mixer_names(config->mixer)->mixer);
   build->layer = layer;
   comba_tensor *y;
   if (comba_layer_attends(config, layer)) {
@@ -37,7 +39,14 @@ typedef struct stream {
 } stream;
 
 static comba_tensor *norm(comba_build *build, const char *name, stream *s) {
-  comba_tensor *weight = comba_build_vector(build, name, build->config->hidden_size, 1);
+  const comba_block *block = build->config->mixer->block;
+  if (block) {
+    if (s->branch) *s = (stream){comba_add(build->graph, s->x, s->branch), NULL};
+    return block->norm(build, build->config->mixer_config, name, s->x);
+  }
+  const size_t length = comba_build_enter(build, "%s", name);
+  comba_tensor *weight = comba_build_vector(build, "weight", build->config->hidden_size, 1);
+  comba_build_leave(build, length);
   if (!s->branch) return comba_rms_norm(build->graph, s->x, NULL, weight, build->norm_eps, NULL);
   comba_tensor *sum = NULL;
   comba_tensor *y = comba_rms_norm(build->graph, s->branch, s->x, weight, build->norm_eps, &sum);
@@ -47,6 +56,8 @@ static comba_tensor *norm(comba_build *build, const char *name, stream *s) {
 }
 
 static comba_tensor *mlp(comba_build *build, comba_tensor *x) {
+  const comba_block *block = build->config->mixer->block;
+  if (block) return block->mlp(build, build->config->mixer_config, x);
   const int64_t d = build->config->hidden_size, m = comba_config_intermediate_size(build->config);
   const size_t length = comba_build_enter(build, "mlp");
   comba_tensor *gate = comba_build_linear(build, "gate_proj", x, m, false);
@@ -59,8 +70,11 @@ static comba_tensor *mlp(comba_build *build, comba_tensor *x) {
 
 static void build_layer(comba_build *build, int64_t layer, stream *s) {
   const size_t length = comba_build_enter(build, "layers.%lld", (long long)layer);
-  s->branch = comba_build_layer_mixer(build, layer, norm(build, "attn_norm.weight", s));
-  if (build->config->use_mlp) s->branch = mlp(build, norm(build, "mlp_norm.weight", s));
+  const comba_block *block = build->config->mixer->block;
+  if (block && layer == 0) s->x = block->enter(build, build->config->mixer_config, s->x);
+  s->branch =
+      comba_build_layer_mixer(build, layer, norm(build, comba_mixer_names(build->config->mixer)->mixer_norm, s));
+  if (build->config->use_mlp) s->branch = mlp(build, norm(build, block ? block->mlp_norm : "mlp_norm", s));
   comba_build_leave(build, length);
 }
 
@@ -68,6 +82,7 @@ void comba_language_build(comba_build *build, comba_plan *plan) {
   const comba_config *config = build->config;
   comba_graph *graph = build->graph;
   const int64_t B = build->batch, T = build->length, d = config->hidden_size, V = config->vocab_size;
+  const comba_block *block = config->mixer->block;
   const comba_initial initial = {COMBA_DRAW_NORMAL, config->initializer_range};
 
   plan->input_ids = comba_graph_input(graph, "input_ids", COMBA_INDEX, COMBA_SHAPE(B, T));
@@ -77,25 +92,29 @@ void comba_language_build(comba_build *build, comba_plan *plan) {
   if (build->states)
     plan->position = build->position = comba_graph_input(graph, "position", COMBA_INDEX, COMBA_SHAPE(1));
 
-  size_t length = comba_build_enter(build, "model");
+  const comba_names *names = comba_mixer_names(config->mixer);
+  size_t length = comba_build_enter(build, "%s", names->model);
+  const int64_t padding_plus_one = config->mixer->trains_padding ? 0 : config->pad_token_id + 1;
   comba_tensor *embeddings =
-      comba_build_parameter(build, "embeddings.weight", COMBA_SHAPE(V, d), COMBA_ROLE_EMBEDDING, initial);
-  stream s = {
-      comba_embedding(graph, plan->input_ids, embeddings, (comba_embedding_attributes){config->pad_token_id + 1}),
-      NULL};
+      comba_build_parameter(build, "embeddings.weight", COMBA_SHAPE(V, d), COMBA_ROLE_EMBEDDING,
+                            block ? block->embeddings : initial);
+  stream s = {comba_embedding(graph, plan->input_ids, embeddings, (comba_embedding_attributes){padding_plus_one}),
+              NULL};
   for (int64_t layer = 0; layer < config->num_hidden_layers; layer++) build_layer(build, layer, &s);
-  comba_tensor *y = norm(build, "norm.weight", &s);
+  comba_tensor *y = norm(build, names->final_norm, &s);
   comba_build_leave(build, length);
 
   comba_tensor *head = config->tie_word_embeddings ? embeddings
                                                    : comba_build_parameter(build, "lm_head.weight", COMBA_SHAPE(V, d),
-                                                                           COMBA_ROLE_MATRIX, initial);
+                                                                           COMBA_ROLE_MATRIX,
+                                                                           block ? block->head(V, d) : initial);
   if (build->states && T > 1) y = comba_last_token(graph, y);
   plan->logits = comba_linear(graph, y, head, NULL);
   comba_graph_keep(graph, plan->logits);
   if (build->states) return;
   plan->targets = comba_graph_input(graph, "targets", COMBA_INDEX, COMBA_SHAPE(B, T));
-  plan->loss = comba_cross_entropy(graph, plan->logits, plan->targets, NULL, 0, &plan->row_losses);
+  const comba_cross_entropy_attributes attributes = {.l2_warp = config->use_l2warp ? 1e-4 : 0};
+  plan->loss = comba_cross_entropy(graph, plan->logits, plan->targets, NULL, attributes, &plan->row_losses);
   comba_graph_keep(graph, plan->loss);
   comba_graph_keep(graph, plan->row_losses);
   if (build->training) comba_graph_seed(graph, plan->loss);

@@ -1,4 +1,5 @@
 /* A model's life: config, weights, load and save. Running it is in run.c. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -104,7 +105,9 @@ static comba_status read_weights(comba_model *model, const char *directory, bool
                               check ? NULL : comba_parameters_host(parameters, weight, COMBA_ARRAY_WEIGHT), false};
   }
   if (tied) { /* some writers store the shared matrix under both names */
-    const comba_weight *embeddings = comba_parameters_find(parameters, "model.embeddings.weight");
+    char name[COMBA_MAX_NAME];
+    snprintf(name, sizeof name, "%s.embeddings.weight", comba_mixer_names(model->config->mixer)->model);
+    const comba_weight *embeddings = comba_parameters_find(parameters, name);
     wanted[count] = (comba_wanted_tensor){"lm_head.weight", embeddings->shape.rank, embeddings->shape.size, NULL, true};
   }
   COMBA_TRY(comba_safetensors_open_folder(&file, directory));

@@ -82,7 +82,7 @@ static inline comba_tensor *comba_swiglu(comba_graph *graph, comba_tensor *gate,
 }
 
 /* z = x + residual (residual optional, else z = x); y = z / sqrt(mean(z^2) + epsilon) * weight over the last dimension;
- * weight (d) optional. `sum` (or NULL) receives z, which carries the residual stream. (mixers.md 3.2) */
+ * weight (d) optional, (g d) for x (..., g, d): by groups. `sum` (or NULL) receives z, which carries the residual stream. */
 typedef struct comba_norm_attributes {
   double epsilon;
 } comba_norm_attributes;
@@ -92,7 +92,8 @@ static inline comba_tensor *comba_rms_norm(comba_graph *graph, comba_tensor *x, 
   return COMBA_APPEND(graph, rms_norm, &attributes, sum, x, weight, residual);
 }
 
-/* y = x / sqrt(mean(x^2) + epsilon) * weight * f(gate), f sigmoid or silu; x, gate (..., V), weight (V) */
+/* y = x / sqrt(mean(x^2) + epsilon) * weight * f(gate), f sigmoid or silu; x, gate (..., V), weight (V), or (g V) for
+ * x (..., g, V): by groups */
 typedef struct comba_gated_rms_norm_attributes {
   double epsilon;
   comba_function gate; /* COMBA_SIGMOID or COMBA_SILU */
@@ -148,9 +149,17 @@ static inline comba_tensor *comba_head_scale(comba_graph *graph, comba_tensor *x
 }
 
 /* y (B,T,H,K) = q - d_h p: Comba's output correction (paper Eq. 5); d (H) */
+typedef struct comba_output_correction_attributes {
+  bool adds; /* y = q + d_h p: what a state space model's input skips its state by (comba_head_skip) */
+} comba_output_correction_attributes;
 static inline comba_tensor *comba_output_correction(comba_graph *graph, comba_tensor *q, comba_tensor *p,
                                                     comba_tensor *d) {
-  return COMBA_APPEND(graph, output_correction, NULL, NULL, q, p, d);
+  comba_output_correction_attributes attributes = {false};
+  return COMBA_APPEND(graph, output_correction, &attributes, NULL, q, p, d);
+}
+static inline comba_tensor *comba_head_skip(comba_graph *graph, comba_tensor *y, comba_tensor *x, comba_tensor *d) {
+  comba_output_correction_attributes attributes = {true};
+  return COMBA_APPEND(graph, output_correction, &attributes, NULL, y, x, d);
 }
 
 /* Log decay g (B,T,H) <= 0, clamped at -100 (the gradient is zero where clamped):
@@ -193,6 +202,29 @@ typedef struct comba_channel_decay_attributes {
 static inline comba_tensor *comba_channel_decay(comba_graph *graph, comba_tensor *x, comba_tensor *a_log,
                                                 comba_tensor *dt_bias, comba_channel_decay_attributes attributes) {
   return COMBA_APPEND(graph, channel_decay, &attributes, NULL, x, a_log, dt_bias);
+}
+
+/* Mamba2's discretisation by a time step of the token's own (arXiv 2405.21060): x (B,T,H,P), raw (B,T,H), A_log, dt_bias (H),
+ *   dt = softplus(raw + dt_bias_h), clamped to [minimum, maximum] (the gradient is zero where clamped)
+ *   v = dt x (B,T,H,P) and in `g` the log decay -exp(A_log_h) dt (B,T,H), at least -100 */
+typedef struct comba_time_step_attributes {
+  double minimum, maximum; /* maximum 0 means infinity */
+} comba_time_step_attributes;
+static inline comba_tensor *comba_time_step(comba_graph *graph, comba_tensor *x, comba_tensor *raw, comba_tensor *a_log,
+                                            comba_tensor *dt_bias, comba_time_step_attributes attributes,
+                                            comba_tensor **g) {
+  return COMBA_APPEND(graph, time_step, &attributes, g, x, raw, a_log, dt_bias);
+}
+
+/* Cuts the last dimension into `parts` pieces (2 or 3) of size[0], size[1], ... channels, in order: the first is returned, the
+ * others come in `more`. */
+typedef struct comba_split_attributes {
+  int parts;
+  int64_t size[COMBA_MAX_OUTPUTS];
+} comba_split_attributes;
+static inline comba_tensor *comba_split(comba_graph *graph, comba_tensor *x, comba_split_attributes attributes,
+                                        comba_tensor *more[COMBA_MAX_OUTPUTS - 1]) {
+  return COMBA_APPEND(graph, split, &attributes, more, x);
 }
 
 /* HGRN2's forget gate (mixers.md 6.6), x (B,T,H,K), bounds (L, H K) optional: with l the sum over layers 1 to `layer` of

@@ -1,9 +1,15 @@
-/* y (B,T,H,K) = q - d_h p (arXiv 2506.02475 Eq. 5);  dq = dy;  dp = -d_h dy;  dd_h -= <dy, p> over B, T and K */
+/* y (B,T,H,K) = q + s d_h p, s = -1 (arXiv 2506.02475 Eq. 5) or 1 (the skip of a state space model)
+ * dq = dy;  dp = s d_h dy;  dd_h += s <dy, p> over B, T and K */
 #include "ops/extent.h"
 #include "ops/gradient.h"
+#include "ops/ops.h"
 #include "ops/rows.h"
 
 enum { Q, P, D };
+
+static real sign(const comba_call *call) {
+  return ((const comba_output_correction_attributes *)call->attributes)->adds ? 1 : -1;
+}
 
 static comba_status infer(comba_signature *s) {
   const comba_shape *q = &s->input[Q], *p = &s->input[P], *d = &s->input[D];
@@ -19,7 +25,7 @@ static comba_status infer(comba_signature *s) {
 static void forward(const comba_call *call) {
   const comba_shape *shape = &call->input[Q].shape;
   const int64_t tokens = shape->size[0] * shape->size[1], heads = shape->size[2], k = shape->size[3];
-  const real *d = call->input[D].data;
+  const real *d = call->input[D].data, s = sign(call);
 #pragma omp parallel for if (tokens * heads * k > COMBA_SERIAL)
   for (int64_t token = 0; token < tokens; token++)
     for (int64_t h = 0; h < heads; h++) {
@@ -27,7 +33,7 @@ static void forward(const comba_call *call) {
       const real *q = (const real *)call->input[Q].data + at, *p = (const real *)call->input[P].data + at;
       real *y = (real *)call->output[0].data + at;
 #pragma omp simd
-      for (int64_t i = 0; i < k; i++) y[i] = q[i] - d[h] * p[i];
+      for (int64_t i = 0; i < k; i++) y[i] = q[i] + s * d[h] * p[i];
     }
 }
 
@@ -35,7 +41,7 @@ static void backward(const comba_call *call) {
   const comba_shape *shape = &call->input[Q].shape;
   const int64_t tokens = shape->size[0] * shape->size[1], heads = shape->size[2], k = shape->size[3];
   const int64_t blocks = comba_row_blocks(tokens, heads * k);
-  const real *p = call->input[P].data, *d = call->input[D].data, *dy = call->output_gradient[0].data;
+  const real *p = call->input[P].data, *d = call->input[D].data, *dy = call->output_gradient[0].data, s = sign(call);
   real *dq = call->input_gradient[Q].data, *dp = call->input_gradient[P].data, *dd = call->input_gradient[D].data;
   real *partial = call->workspace; /* (blocks, H) */
   if (comba_gradient_absent(call, 3)) return;
@@ -47,9 +53,9 @@ static void backward(const comba_call *call) {
     for (int64_t token = comba_block_start(tokens, blocks, block); token < end; token++)
       for (int64_t h = 0; h < heads; h++) {
         const int64_t at = (token * heads + h) * k;
-        if (dd) sum[h] -= comba_dot(dy + at, p + at, k);
+        if (dd) sum[h] += s * comba_dot(dy + at, p + at, k);
         if (dq) comba_store(dq + at, dy + at, k, call->accumulate[Q]);
-        if (dp) comba_store_scaled(dp + at, -d[h], dy + at, k, call->accumulate[P]);
+        if (dp) comba_store_scaled(dp + at, s * d[h], dy + at, k, call->accumulate[P]);
       }
   }
   if (dd) comba_store_blocks(dd, partial, blocks, heads, call->accumulate[D]);
@@ -59,6 +65,9 @@ static const comba_case cases[] = {
     {.name = "odd heads", .input = {{COMBA_SHAPE(2, 9, 3, 21)}, {COMBA_SHAPE(2, 9, 3, 21)}, {COMBA_SHAPE(3)}}},
     {.name = "more than one block",
      .input = {{COMBA_SHAPE(3, 50, 2, 64)}, {COMBA_SHAPE(3, 50, 2, 64)}, {COMBA_SHAPE(2)}}},
+    {.name = "adds, one channel",
+     .attributes = &(const comba_output_correction_attributes){.adds = true},
+     .input = {{COMBA_SHAPE(2, 50, 37, 1)}, {COMBA_SHAPE(2, 50, 37, 1)}, {COMBA_SHAPE(37)}}},
     {.name = "one token", .input = {{COMBA_SHAPE(1, 1, 5, 1)}, {COMBA_SHAPE(1, 1, 5, 1)}, {COMBA_SHAPE(5)}}},
     {.name = "2048 x 16 x 64",
      .benchmark = true,
@@ -67,11 +76,12 @@ static const comba_case cases[] = {
 
 const comba_op COMBA_VARIANT(comba_op_output_correction) = {
     .name = "output_correction",
-    .formula = "y = q - d_h p",
+    .formula = "y = q - d_h p, or q + d_h p",
     .inputs = 3,
     .outputs = 1,
     .input_class = {COMBA_ACTIVATION, COMBA_ACTIVATION, COMBA_PARAMETER},
     .output_class = {COMBA_ACTIVATION},
+    .attributes_size = sizeof(comba_output_correction_attributes),
     .backward_inputs = 1u << P | 1u << D,
     .infer = infer,
     .forward = forward,

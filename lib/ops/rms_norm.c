@@ -14,20 +14,22 @@ static comba_status infer(comba_signature *s) {
   const comba_shape *x = &s->input[X], *weight = &s->input[WEIGHT], *residual = &s->input[RESIDUAL];
   if (!comba_extent_fits(x, 0)) return comba_fail_shape(s, X, "(..., d)");
   const int64_t rows = comba_rows(x), d = comba_last(x);
-  if (weight->rank && (weight->rank != 1 || weight->size[0] != d)) return comba_fail_shape(s, WEIGHT, "(d)");
+  const int64_t groups = comba_weight_groups(x, weight);
+  if (!groups) return comba_fail_shape(s, WEIGHT, "(d), or (g d) for x (..., g, d)");
   if (residual->rank && !comba_shape_equal(x, residual)) return comba_fail_shape(s, RESIDUAL, "the shape of input 0");
   s->outputs = 2;
   s->output[Y] = s->output[SUM] = *x;
   s->saved = 1;
   s->saved_shape[0] = COMBA_SHAPE(rows);
-  s->backward_workspace = 2 * comba_row_blocks(rows, d) * d;
+  s->backward_workspace = (1 + groups) * comba_row_blocks(rows, d) * d;
   return comba_infer_epsilon(s, attributes->epsilon);
 }
 
 static void forward(const comba_call *call) {
   const comba_norm_attributes *attributes = call->attributes;
   const int64_t rows = comba_rows(&call->input[X].shape), d = comba_last(&call->input[X].shape);
-  const real *weight = call->input[WEIGHT].data, *residual = call->input[RESIDUAL].data;
+  const int64_t groups = comba_weight_groups(&call->input[X].shape, &call->input[WEIGHT].shape);
+  const real *weights = call->input[WEIGHT].data, *residual = call->input[RESIDUAL].data;
   const real epsilon = (real)attributes->epsilon;
   real *rstd = call->saved[0].data;
 #pragma omp parallel for if (rows * d > COMBA_SERIAL)
@@ -37,6 +39,7 @@ static void forward(const comba_call *call) {
     comba_store(z, x, d, false);
     if (residual) comba_store(z, residual + row * d, d, true);
     const real r = 1 / comba_real_sqrt(comba_dot(z, z, d) / (real)d + epsilon);
+    const real *weight = weights ? weights + row % groups * d : NULL;
     if (weight)
       for (int64_t j = 0; j < d; j++) y[j] = z[j] * r * weight[j];
     else
@@ -47,22 +50,25 @@ static void forward(const comba_call *call) {
 
 static void backward(const comba_call *call) {
   const int64_t rows = comba_rows(&call->input[X].shape), d = comba_last(&call->input[X].shape);
+  const int64_t groups = comba_weight_groups(&call->input[X].shape, &call->input[WEIGHT].shape);
   const int64_t blocks = comba_row_blocks(rows, d);
-  const real *weight = call->input[WEIGHT].data, *z = call->output[SUM].data, *rstd = call->saved[0].data;
+  const real *weights = call->input[WEIGHT].data, *z = call->output[SUM].data, *rstd = call->saved[0].data;
   const real *dy = call->output_gradient[Y].data, *dsum = call->output_gradient[SUM].data;
   real *dx = call->input_gradient[X].data, *dresidual = call->input_gradient[RESIDUAL].data;
   real *dweight = call->input_gradient[WEIGHT].data;
-  real *partial = call->workspace, *scratch = partial + blocks * d; /* (blocks, d) each */
+  real *partial = call->workspace, *scratch = partial + blocks * groups * d; /* (blocks, groups, d); (blocks, d) */
 #pragma omp parallel for if (rows * d > COMBA_SERIAL)
   for (int64_t block = 0; block < blocks; block++) {
     const int64_t end = comba_block_start(rows, blocks, block + 1);
-    real *restrict sum = partial + block * d, *restrict dz = scratch + block * d;
-    memset(sum, 0, (size_t)d * sizeof(real));
+    real *restrict sums = partial + block * groups * d, *restrict dz = scratch + block * d;
+    memset(sums, 0, (size_t)(groups * d) * sizeof(real));
     for (int64_t row = comba_block_start(rows, blocks, block); row < end; row++) {
       const int64_t at = row * d;
       if (dy) {
         const real r = rstd[row];
         real projection = 0;
+        const real *weight = weights ? weights + row % groups * d : NULL;
+        real *restrict sum = sums + row % groups * d;
         if (weight)
 #pragma omp simd reduction(+ : projection)
           for (int64_t j = 0; j < d; j++) {
@@ -84,7 +90,7 @@ static void backward(const comba_call *call) {
       if (dresidual) comba_store(dresidual + at, dz, d, call->accumulate[RESIDUAL]);
     }
   }
-  if (dweight) comba_store_blocks(dweight, partial, blocks, d, call->accumulate[WEIGHT]);
+  if (dweight) comba_store_blocks(dweight, partial, blocks, groups * d, call->accumulate[WEIGHT]);
 }
 
 #define EPSILON(value) (&(const comba_norm_attributes){value})
@@ -101,6 +107,9 @@ static const comba_case cases[] = {
      .input = {{COMBA_SHAPE(5, 2, 3, 16), .scale = 0.05},
                {COMBA_SHAPE(16)},
                {COMBA_SHAPE(5, 2, 3, 16), .scale = 0.05}}},
+    {.name = "by groups",
+     .attributes = EPSILON(1e-5),
+     .input = {{COMBA_SHAPE(2, 91, 3, 20)}, {COMBA_SHAPE(60)}, {COMBA_SHAPE(2, 91, 3, 20)}}},
     {.name = "one channel", .attributes = EPSILON(0.1), .input = {{COMBA_SHAPE(9, 1)}, {COMBA_SHAPE(1)}}},
     {.name = "2048 x 1024",
      .attributes = EPSILON(1e-6),

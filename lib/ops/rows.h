@@ -66,6 +66,14 @@ static inline void comba_store_blocks(real *restrict out, const real *restrict p
   for (int64_t block = 0; block < blocks; block++) comba_store(out, partial + block * n, n, accumulate || block > 0);
 }
 
+/* Norms by groups of channels have a weight for each of them: x (..., g, d), weight (g d). Returns g, 1 where the weight (d) is
+ * one for all rows or there is none, and 0 where it does not fit; row r then has weight + r % g * d. */
+static inline int64_t comba_weight_groups(const comba_shape *x, const comba_shape *weight) {
+  const int64_t d = comba_last(x);
+  if (weight->rank == 0 || (weight->rank == 1 && weight->size[0] == d)) return 1;
+  return x->rank > 1 && weight->rank == 1 && weight->size[0] == x->size[x->rank - 2] * d ? x->size[x->rank - 2] : 0;
+}
+
 /* The epsilon under the root of a norm. */
 static inline comba_status comba_infer_epsilon(const comba_signature *signature, double epsilon) {
   if (epsilon >= 0 && epsilon < HUGE_VAL) return COMBA_OK;
