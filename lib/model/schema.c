@@ -54,8 +54,6 @@ const comba_field comba_schema_language[] = {
      .maximum = LARGEST_TOKEN, .nullable = true, .null_value = -1, .help = "token that ends a text"},
     {"tie_word_embeddings", COMBA_FIELD_BOOLEAN, CONFIG(tie_word_embeddings), .default_value = 0,
      .help = "the head's weights are the embeddings"},
-    {"use_l2warp", COMBA_FIELD_BOOLEAN, CONFIG(use_l2warp), .default_value = 0,
-     .help = "training pulls the largest logit of every token towards 0, by 1e-4 of it; true if missing for rwkv7"},
     {0}};
 
 const comba_field comba_schema_vision[] = {
@@ -133,6 +131,7 @@ const comba_mixer_defaults *comba_schema_mixer_defaults(const char *model_type) 
 const comba_fixed_field comba_schema_fixed[] = {
     {"hidden_act", true, false, " \"swish\" \"silu\" "},
     {"attnres_block_size", true, true, " null "},
+    {"use_l2warp", true, false, " false "},
     {"use_mask_token", false, true, " false "},
     {0},
 };
@@ -141,7 +140,7 @@ bool comba_schema_is_inert(const char *name) {
   static const char *const names[] = {
       /* fla: kernels, caches, and what its blocks read without using */
       "attn_mode", "fuse_norm", "fuse_swiglu", "fuse_cross_entropy", "fuse_linear_cross_entropy", "use_cache",
-      "attnres_block_size", "hidden_act", "elementwise_affine", "norm_first", "conv_bias",
+      "use_l2warp", "attnres_block_size", "hidden_act", "elementwise_affine", "norm_first", "conv_bias",
       "max_position_embeddings", "attention_bias", "pad_token_id", "bos_token_id", "eos_token_id",
       "tie_word_embeddings", "encoder_stride", "use_mask_token", "use_gk", "use_gv", "use_output_norm", "chunk_size",
       "residual_in_fp32", "conv_init", "A_init_range", "dt_min", "dt_max", "dt_init_floor",
