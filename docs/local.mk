@@ -8,6 +8,7 @@ documentation = \
 	docs/mixers/gla.md \
 	docs/mixers/hgrn2.md \
 	docs/mixers/linear_attn.md \
+	docs/mixers/mesa_net.md \
 	docs/mixers/mlstm.md \
 	docs/mixers/retnet.md \
 	docs/mixers/simple_gla.md \

@@ -70,6 +70,7 @@ library_sources = \
 	lib/mixers/gla.c \
 	lib/mixers/hgrn2.c \
 	lib/mixers/mamba2.c \
+	lib/mixers/mesa_net.c \
 	lib/mixers/mlstm.c \
 	lib/mixers/linear_attn.c \
 	lib/mixers/projection.c \
@@ -181,6 +182,9 @@ kernel_sources = \
 	lib/scan/memory_mlp.c \
 	lib/scan/memory_mlp.h \
 	lib/scan/memory_mlp_chunk.c \
+	lib/scan/mesa.c \
+	lib/scan/mesa.h \
+	lib/scan/mesa_solve.c \
 	lib/scan/scalar.h \
 	lib/scan/scalar_decay.c \
 	lib/scan/scalar_decay.h \

@@ -67,6 +67,10 @@ tests_libtesting_la_SOURCES = \
 	tests/oracle/language_model.h \
 	tests/oracle/linear_family.c \
 	tests/oracle/linear_family.h \
+	tests/oracle/mesa_net.c \
+	tests/oracle/mesa_net.h \
+	tests/oracle/mlstm.c \
+	tests/oracle/mlstm.h \
 	tests/oracle/recurrence.c \
 	tests/oracle/recurrence.h \
 	tests/oracle/scalar_recurrence.c \

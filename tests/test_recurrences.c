@@ -11,6 +11,8 @@
 #include "model_case.h"
 #include "oracle/comba_model.h"
 #include "oracle/linear_family.h"
+#include "oracle/mesa_net.h"
+#include "oracle/mlstm.h"
 
 enum { VOCABULARY = 23, HIDDEN = 16 };
 
@@ -52,6 +54,21 @@ typedef struct recurrence_case {
     .config = &(const oracle_linear_config) {                                                                          \
       .heads = H, .kv_heads = HKV, __VA_ARGS__                                                                         \
     }                                                                                                                  \
+  }
+
+#define MLSTM(NAME, H, JSON, ...)                                                                                      \
+  {                                                                                                                    \
+    .name = "mlstm" NAME, .family = &oracle_mlstm, .json = "'model_type': 'mlstm', 'num_heads': " #H ", " JSON,        \
+    .config = &(const oracle_mlstm_config) {                                                                           \
+      .heads = H, __VA_ARGS__                                                                                          \
+    }                                                                                                                  \
+  }
+#define MESA_NET(NAME, H, K, BOUND, JSON)                                                                              \
+  {                                                                                                                    \
+    .name = "mesa_net" NAME, .family = &oracle_mesa_net,                                                               \
+    .json =                                                                                                            \
+        "'model_type': 'mesa_net', 'num_heads': " #H ", 'head_dim': " #K ", 'lambda_lower_bound': " #BOUND ", " JSON,  \
+    .config = &(const oracle_mesa_config){H, BOUND},                                                                   \
   }
 
 static const recurrence_case cases[] = {
@@ -122,6 +139,16 @@ static const recurrence_case cases[] = {
     LINEAR(linear_attn, ", elu, normalised", 2, 2, "'feature_map': 'elu', 'norm_feature_map': true, ",
            .features = ORACLE_NO_WEIGHTS, .map = elu_plus_one, .normalized = true),
     LINEAR(linear_attn, ", identity", 2, 2, "'feature_map': 'identity', ", .features = ORACLE_NO_WEIGHTS),
+
+    MLSTM("", 2, "", .cap = 15, .epsilon = 1e-6),
+    MLSTM(", wide, low cap", 4, "'qk_dim_factor': 1, 'v_dim_factor': 2, 'gate_soft_cap': 2, 'eps': 0.01, ", .cap = 2,
+          .epsilon = 0.01),
+    MLSTM(", exponential forget gate", 2, "'forget_gate': 'exponential', 'eps': 1e-9, ", .cap = 15, .epsilon = 1e-9,
+          .exponential_forget = true),
+    MLSTM(", no cap", 1, "'gate_soft_cap': null, ", .epsilon = 1e-6),
+    MESA_NET("", 2, 8, 0.25, ""),
+    MESA_NET(", gate, no convolution", 3, 6, 0.5, "'use_gate': true, 'use_short_conv': false, "),
+    MESA_NET(", more channels than steps", 1, 40, 0.25, "'conv_size': 3, "),
 };
 enum { CASES = sizeof cases / sizeof *cases };
 

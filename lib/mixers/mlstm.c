@@ -63,7 +63,10 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   comba_tensor *v = comba_build_linear(build, "v", x, H * V, false);
   comba_tensor *z = comba_build_linear(build, "ogate_preact", x, H * V, false);
   comba_tensor *i = build_gate(build, "igate_preact", x, H, (comba_initial){COMBA_DRAW_NORMAL, 0.1});
-  comba_tensor *f = build_gate(build, "fgate_preact", x, H, (comba_initial){COMBA_DRAW_FORGET_BIAS, 0});
+  /* an exponential forget gate keeps everything at 0, a sigmoid far above it */
+  const bool exponential = c->forget_gate == FORGET_EXPONENTIAL;
+  const comba_initial forget_bias = {exponential ? COMBA_DRAW_CONSTANT : COMBA_DRAW_FORGET_BIAS, 0};
+  comba_tensor *f = build_gate(build, "fgate_preact", x, H, forget_bias);
 
   comba_tensor *h = build_memory(build, c, comba_reshape(graph, q, COMBA_SHAPE(B, T, H, K)),
                                  comba_reshape(graph, k, COMBA_SHAPE(B, T, H, K)),

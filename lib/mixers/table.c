@@ -2,7 +2,8 @@
 
 #include <string.h>
 
-// clang-format off: one a line
+/* one a line */
+// clang-format off
 const comba_mixer_row *const comba_mixer_table[] = {
     &comba_mixer_comba,
     &comba_mixer_delta_net,
@@ -11,6 +12,7 @@ const comba_mixer_row *const comba_mixer_table[] = {
     &comba_mixer_hgrn2,
     &comba_mixer_linear_attn,
     &comba_mixer_mamba2,
+    &comba_mixer_mesa_net,
     &comba_mixer_mlstm,
     &comba_mixer_retnet,
     &comba_mixer_simple_gla,

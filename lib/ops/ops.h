@@ -499,6 +499,25 @@ static inline comba_tensor *comba_scalar_decay(comba_graph *graph, comba_tensor 
   return COMBA_APPEND(graph, scalar_decay, &attributes, final_state, q, k, v, g, initial_state, cu_seqlens);
 }
 
+/* MesaNet's query (arXiv 2506.05233), for each head, lambda = softplus(parameter) + lower_bound:
+ *   H_t = e^{g_t} H_{t-1} + beta_t k_t k_t^T,  x_t = (H_t + diag(lambda))^{-1} q_t
+ * by conjugate gradients: at most `steps` of them, fewer where the residual is down to rounding. Gradients are those of the
+ * exact solution. q, k (B,T,H,K); beta, g (B,T,H), g <= 0; initial_state (N,H,K,K) symmetric without negative eigenvalues,
+ * optional (zero if absent), its gradient holds for symmetric changes; cu_seqlens (N+1) optional; parameter (H,K). Output x
+ * (B,T,H,K); `final_state` (or NULL) receives H (N,H,K,K), and may share memory with initial_state in a graph without
+ * backward. */
+typedef struct comba_mesa_attributes {
+  double lower_bound;
+  int64_t steps;   /* 0 means 30 */
+  comba_mode mode; /* COMBA_MODE_AUTO: by the rule in scan/scalar.h */
+} comba_mesa_attributes;
+static inline comba_tensor *comba_mesa(comba_graph *graph, comba_tensor *q, comba_tensor *k, comba_tensor *beta,
+                                       comba_tensor *g, comba_tensor *initial_state, comba_tensor *cu_seqlens,
+                                       comba_tensor *parameter, comba_mesa_attributes attributes,
+                                       comba_tensor **final_state) {
+  return COMBA_APPEND(graph, mesa, &attributes, final_state, q, k, beta, g, initial_state, cu_seqlens, parameter);
+}
+
 /* The recurrence with diagonal decay and an optional low-rank term (mixers.md 5.4; GLA, HGRN2, RWKV-7, KDA), for each head:
  *   S_t = diag(e^{g_t}) S_{t-1} + b_t r_t^T + k_t v_t^T,  o_t = scale S_t^T q_t,  S (K,V)
  *   r_t = S_{t-1}^T a_t, or S_{t-1}^T diag(e^{g_t}) a_t with read_after_decay
