@@ -79,6 +79,7 @@ library_sources = \
 	lib/mixers/recurrence.c \
 	lib/mixers/recurrence.h \
 	lib/mixers/retnet.c \
+	lib/mixers/rwkv7.c \
 	lib/mixers/simple_gla.c \
 	lib/mixers/table.c \
 	lib/mixers/transformer.c \
@@ -96,6 +97,8 @@ library_sources = \
 	lib/model/model.c \
 	lib/model/model_private.h \
 	lib/model/optimizer.c \
+	lib/model/orthogonal.c \
+	lib/model/orthogonal.h \
 	lib/model/parameters.c \
 	lib/model/parameters.h \
 	lib/model/run.c \
@@ -112,6 +115,7 @@ kernel_sources = \
 	lib/ops/activation.c \
 	lib/ops/adamw.c \
 	lib/ops/add.c \
+	lib/ops/bonus.c \
 	lib/ops/bounded_gate.c \
 	lib/ops/channel_decay.c \
 	lib/ops/channel_gate.c \
@@ -136,6 +140,7 @@ kernel_sources = \
 	lib/ops/l2_norm.c \
 	lib/ops/last_token.c \
 	lib/ops/layer_norm.c \
+	lib/ops/lerp.c \
 	lib/ops/linear.c \
 	lib/ops/list.h \
 	lib/ops/max_pool.c \
@@ -159,6 +164,7 @@ kernel_sources = \
 	lib/ops/swiglu.c \
 	lib/ops/table.c \
 	lib/ops/time_step.c \
+	lib/ops/token_shift.c \
 	lib/ops/token_scale.c \
 	lib/ops/window.h \
 	lib/scan/attention.c \

@@ -258,7 +258,6 @@ static const struct {
      "hidden_act is \"gelu\", which is not supported; expected one of: \"swish\" \"silu\""},
     {", \"hidden_act\": null", "hidden_act is null"},
     {", \"attnres_block_size\": 4", "attnres_block_size is 4, which is not supported"},
-    {", \"use_l2warp\": true", "use_l2warp is true, which is not supported"},
     {", \"num_heads\": 0", "num_heads is 0"},
     {", \"num_heads\": 3.5", "num_heads is 3.5"},
     {", \"expand_v\": \"2\"", "expand_v is \"2\""},

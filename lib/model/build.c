@@ -80,6 +80,13 @@ comba_tensor *comba_build_vector(comba_build *build, const char *name, int64_t s
                                (comba_initial){COMBA_DRAW_CONSTANT, value});
 }
 
+comba_tensor *comba_build_ramp(comba_build *build, const char *name, comba_shape shape, comba_ramp ramp) {
+  comba_tensor *vector =
+      comba_build_parameter(build, name, shape, COMBA_ROLE_VECTOR, (comba_initial){COMBA_DRAW_RAMP, 0});
+  if (vector && build->declaring) comba_parameters_set_ramp(build->parameters, vector->name, ramp);
+  return vector;
+}
+
 comba_tensor *comba_build_linear(comba_build *build, const char *name, comba_tensor *x, int64_t outputs, bool bias) {
   if (!x) return NULL;
   const size_t length = comba_build_enter(build, "%s", name);

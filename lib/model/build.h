@@ -41,6 +41,8 @@ typedef struct comba_build {
   double label_smoothing;   /* vision, training */
   float *class_weights;     /* likewise: (num_classes) or NULL */
   comba_tensor *cu_seqlens; /* (N+1) or NULL */
+  comba_tensor
+      *first_value; /* (B,T,d) v of RWKV-7's first layer, which the later ones mix in; NULL before it is there */
   /* decoding only */
   comba_states *states;   /* NULL: sequences start from zero and end without a trace */
   comba_tensor *position; /* (1): tokens before this piece; NULL: 0 */
@@ -63,6 +65,9 @@ comba_tensor *comba_build_weight(comba_build *build, const char *name, comba_sha
 comba_tensor *comba_build_residual_weight(comba_build *build, const char *name, comba_shape shape);
 /* Norm weight (1) or bias (0). */
 comba_tensor *comba_build_vector(comba_build *build, const char *name, int64_t size, double value);
+
+/* A vector whose initial values are a ramp. */
+comba_tensor *comba_build_ramp(comba_build *build, const char *name, comba_shape shape, comba_ramp ramp);
 
 /* A state's tensor, whose memory a node updates in place through comba_graph_store; NULL where there is no state. */
 comba_tensor *comba_build_state(comba_build *build, const char *name, comba_shape shape);

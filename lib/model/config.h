@@ -56,6 +56,7 @@ typedef struct comba_config {
   int64_t vocab_size, hidden_ratio, intermediate_size; /* intermediate_size 0: from hidden_ratio */
   int64_t max_position_embeddings, pad_token_id, bos_token_id, eos_token_id; /* -1: null */
   bool tie_word_embeddings, use_mlp; /* use_mlp false: "mamba-like" blocks, a norm and a mixer */
+  bool use_l2warp;
 
   /* vision */
   int64_t image_size, patch_size, num_channels, num_classes, channel_mixer_dim; /* channel_mixer_dim 0: 4 d */

@@ -113,7 +113,8 @@ void comba_language_build(comba_build *build, comba_plan *plan) {
   comba_graph_keep(graph, plan->logits);
   if (build->states) return;
   plan->targets = comba_graph_input(graph, "targets", COMBA_INDEX, COMBA_SHAPE(B, T));
-  plan->loss = comba_cross_entropy(graph, plan->logits, plan->targets, NULL, 0, &plan->row_losses);
+  const comba_cross_entropy_attributes attributes = {.l2_warp = config->use_l2warp ? 1e-4 : 0};
+  plan->loss = comba_cross_entropy(graph, plan->logits, plan->targets, NULL, attributes, &plan->row_losses);
   comba_graph_keep(graph, plan->loss);
   comba_graph_keep(graph, plan->row_losses);
   if (build->training) comba_graph_seed(graph, plan->loss);

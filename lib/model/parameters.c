@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "core/random.h"
+#include "model/orthogonal.h"
 
 enum { PADDING = 16 };
 
@@ -108,6 +109,11 @@ comba_status comba_parameters_download(comba_parameters *parameters, comba_array
   return copy(parameters, array, true);
 }
 
+void comba_parameters_set_ramp(comba_parameters *parameters, const char *name, comba_ramp ramp) {
+  for (int i = 0; i < parameters->count; i++)
+    if (strcmp(parameters->weight[i].name, name) == 0) parameters->weight[i].ramp = ramp;
+}
+
 static double draw(const comba_initial *initial, uint64_t seed, uint64_t stream, uint64_t index) {
   switch (initial->distribution) {
   case COMBA_DRAW_CONSTANT: return initial->a;
@@ -119,6 +125,8 @@ static double draw(const comba_initial *initial, uint64_t seed, uint64_t stream,
     }
   case COMBA_DRAW_UNIFORM: return initial->a * (2 * comba_random_uniform(seed, stream, index) - 1);
   case COMBA_DRAW_A_LOG: return log(initial->a + (16 - initial->a) * comba_random_uniform(seed, stream, index));
+  case COMBA_DRAW_ORTHOGONAL:
+  case COMBA_DRAW_RAMP: break; /* not by the element alone: see comba_parameters_initialize */
   case COMBA_DRAW_FORGET_BIAS: return 3 + 3 * comba_random_uniform(seed, stream, index);
   case COMBA_DRAW_DT_BIAS: {
     const double low = log(1e-3), high = log(1e-1);
@@ -131,17 +139,24 @@ static double draw(const comba_initial *initial, uint64_t seed, uint64_t stream,
 }
 
 comba_status comba_parameters_initialize(comba_parameters *parameters, uint64_t seed) {
-  const comba_status status = comba_parameters_download(parameters, COMBA_ARRAY_WEIGHT); /* makes the host's copy */
-  if (status != COMBA_OK) return status;
-  for (int i = 0; i < parameters->count; i++) {
+  comba_status status = comba_parameters_download(parameters, COMBA_ARRAY_WEIGHT); /* makes the host's copy */
+  for (int i = 0; i < parameters->count && status == COMBA_OK; i++) {
     const comba_weight *weight = &parameters->weight[i];
     float *data = comba_parameters_host(parameters, weight, COMBA_ARRAY_WEIGHT);
     const int64_t elements = comba_shape_elements(&weight->shape);
     const uint64_t stream = comba_random_stream(weight->name);
+    const comba_ramp *ramp = &weight->ramp;
+    if (weight->initial.distribution == COMBA_DRAW_ORTHOGONAL) {
+      const int64_t rows = weight->shape.size[0];
+      status = comba_draw_orthogonal(data, rows, elements / rows, weight->initial.a, seed, stream);
+    } else if (weight->initial.distribution == COMBA_DRAW_RAMP) {
+      for (int64_t k = 0; k < elements; k++) data[k] = (float)ramp->value(k, elements, ramp->a, ramp->b);
+    } else {
 #pragma omp parallel for
-    for (int64_t k = 0; k < elements; k++) data[k] = (float)draw(&weight->initial, seed, stream, (uint64_t)k);
+      for (int64_t k = 0; k < elements; k++) data[k] = (float)draw(&weight->initial, seed, stream, (uint64_t)k);
+    }
   }
-  return comba_parameters_upload(parameters, COMBA_ARRAY_WEIGHT);
+  return status == COMBA_OK ? comba_parameters_upload(parameters, COMBA_ARRAY_WEIGHT) : status;
 }
 
 comba_status comba_parameters_zero_gradient(comba_parameters *parameters) {

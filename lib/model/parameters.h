@@ -23,6 +23,8 @@ typedef enum comba_distribution {
   COMBA_DRAW_UNIFORM,          /* in [-a, a] */
   COMBA_DRAW_A_LOG,            /* ln U(a, 16): Mamba2's decay rates */
   COMBA_DRAW_DT_BIAS,          /* inverse softplus of a time step log-uniform in [1e-3, 1e-1], at least 1e-4 */
+  COMBA_DRAW_ORTHOGONAL,       /* a times a matrix of orthonormal rows, or columns where it has fewer */
+  COMBA_DRAW_RAMP,             /* by the channel, see comba_ramp */
   COMBA_DRAW_FORGET_BIAS,      /* U(3, 6): a forget gate's logit at which it keeps 95 to 99.8 % */
 } comba_distribution;
 
@@ -31,12 +33,19 @@ typedef struct comba_initial {
   double a;
 } comba_initial;
 
+/* Initial values that are a function of the element's number n of `count`. */
+typedef struct comba_ramp {
+  double (*value)(int64_t n, int64_t count, double a, double b);
+  double a, b;
+} comba_ramp;
+
 typedef struct comba_weight {
   char *name;
   comba_shape shape;
   comba_role role;
   comba_initial initial;
-  int64_t offset; /* in its slab, in elements */
+  comba_ramp ramp; /* of COMBA_DRAW_RAMP */
+  int64_t offset;  /* in its slab, in elements */
 } comba_weight;
 
 enum { COMBA_SLAB_DECAYED, COMBA_SLAB_OTHER, COMBA_SLABS };
@@ -67,6 +76,8 @@ typedef struct comba_parameters {
 /* Declares a parameter; the same name again must come with the same shape. Before comba_parameters_allocate only. */
 comba_status comba_parameters_declare(comba_parameters *parameters, const char *name, comba_shape shape,
                                       comba_role role, comba_initial initial);
+/* The ramp of a declared parameter. */
+void comba_parameters_set_ramp(comba_parameters *parameters, const char *name, comba_ramp ramp);
 /* Memory for everything declared, zero. The moments are allocated by comba_parameters_allocate_moments. */
 comba_status comba_parameters_allocate(comba_parameters *parameters);
 comba_status comba_parameters_allocate_moments(comba_parameters *parameters);

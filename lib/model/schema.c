@@ -54,6 +54,8 @@ const comba_field comba_schema_language[] = {
      .maximum = LARGEST_TOKEN, .nullable = true, .null_value = -1, .help = "token that ends a text"},
     {"tie_word_embeddings", COMBA_FIELD_BOOLEAN, CONFIG(tie_word_embeddings), .default_value = 0,
      .help = "the head's weights are the embeddings"},
+    {"use_l2warp", COMBA_FIELD_BOOLEAN, CONFIG(use_l2warp), .default_value = 0,
+     .help = "training pulls the largest logit of every token towards 0, by 1e-4 of it; true if missing for rwkv7"},
     {0}};
 
 const comba_field comba_schema_vision[] = {
@@ -131,7 +133,6 @@ const comba_mixer_defaults *comba_schema_mixer_defaults(const char *model_type) 
 const comba_fixed_field comba_schema_fixed[] = {
     {"hidden_act", true, false, " \"swish\" \"silu\" "},
     {"attnres_block_size", true, true, " null "},
-    {"use_l2warp", true, false, " false "},
     {"use_mask_token", false, true, " false "},
     {0},
 };

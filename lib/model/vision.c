@@ -171,7 +171,12 @@ void comba_vision_build(comba_build *build, comba_plan *plan) {
     x = residual(build, x, mix(build, layer, norm(build, "ln_1", x), g), drop_path);
     x = residual(build, x, mlp(build, norm(build, "ln_2", x)), drop_path);
     comba_build_leave(build, inner);
-    if (switches) x = comba_scan_order(graph, x, layer % 2 ? COMBA_SCAN_TRANSPOSE : COMBA_SCAN_FLIP, g.height, g.width);
+    if (switches) {
+      const comba_scan order = layer % 2 ? COMBA_SCAN_TRANSPOSE : COMBA_SCAN_FLIP;
+      x = comba_scan_order(graph, x, order, g.height, g.width);
+      if (build->first_value)
+        build->first_value = comba_scan_order(graph, build->first_value, order, g.height, g.width);
+    }
   }
   x = pool(build, norm(build, "layernorm", x));
   comba_build_leave(build, length);
@@ -182,8 +187,8 @@ void comba_vision_build(comba_build *build, comba_plan *plan) {
   if (build->training && build->class_weights)
     weights = comba_graph_external(graph, "class_weights", COMBA_STATE, COMBA_SHAPE(config->num_classes),
                                    build->class_weights);
-  plan->loss = comba_cross_entropy(graph, plan->logits, plan->targets, weights,
-                                   build->training ? build->label_smoothing : 0, &plan->row_losses);
+  const comba_cross_entropy_attributes attributes = {.label_smoothing = build->training ? build->label_smoothing : 0};
+  plan->loss = comba_cross_entropy(graph, plan->logits, plan->targets, weights, attributes, &plan->row_losses);
   comba_graph_keep(graph, plan->logits);
   comba_graph_keep(graph, plan->loss);
   comba_graph_keep(graph, plan->row_losses);

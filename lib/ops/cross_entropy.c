@@ -1,7 +1,8 @@
 /* With m = max_j x_j, z = sum_j e^{x_j - m} and L = ln z, for each row x (V) of the logits with target t >= 0:
  *   row = L - (x_t - m);  smoothed = (1 - s) row + s (L - mean_j (x_j - m))
  *   loss (1) = sum of w_t smoothed over those rows / W,  W = sum of w_t, with w_t = weights[t] or 1
- * dx_j = dloss w_t / W (e^{x_j - m} / z - s / V - (1 - s) [j = t]);  0 in ignored rows, which have a negative target */
+ * dx_j = dloss w_t / W (e^{x_j - m} / z - s / V - (1 - s) [j = t]);  0 in ignored rows, which have a negative target
+ * l2_warp w: dx_j += dloss w m / rows in every row for the first j with x_j = m, as RWKV trains */
 #include "ops/extent.h"
 #include "ops/gradient.h"
 #include "ops/ops.h"
@@ -20,6 +21,8 @@ static comba_status infer(comba_signature *s) {
   const comba_cross_entropy_attributes *a = s->attributes;
   if (!(a->label_smoothing >= 0 && a->label_smoothing <= 1))
     return comba_fail(COMBA_ERROR_ARGUMENT, "%s: label_smoothing is %g, expected 0 to 1", s->op, a->label_smoothing);
+  if (!(a->l2_warp >= 0 && a->l2_warp < HUGE_VAL))
+    return comba_fail(COMBA_ERROR_ARGUMENT, "%s: l2_warp is %g, expected a finite number >= 0", s->op, a->l2_warp);
   if (!comba_extent_fits(logits, 0) || logits->rank < 2)
     return comba_fail_shape(s, LOGITS, "(..., V) of rank 2 or more");
   comba_shape expected = *logits;
@@ -85,6 +88,18 @@ static void forward(const comba_call *call) {
   *loss = weight_sum[0] > 0 ? (real)(sum[0] / weight_sum[0]) : 0;
 }
 
+/* dx += what l2_warp asks of the largest logit of each row. */
+static void warp(real *dx, const real *x, int64_t rows, int64_t classes, double factor) {
+#pragma omp parallel for
+  for (int64_t i = 0; i < rows; i++) {
+    const real *in = x + i * classes;
+    int64_t largest = 0;
+    for (int64_t j = 1; j < classes; j++)
+      if (in[j] > in[largest]) largest = j;
+    dx[i * classes + largest] += (real)factor * in[largest];
+  }
+}
+
 static void backward(const comba_call *call) {
   if (comba_gradient_absent(call, 1) || !call->input_gradient[LOGITS].data) return;
   const comba_cross_entropy_attributes *a = call->attributes;
@@ -119,6 +134,8 @@ static void backward(const comba_call *call) {
     }
     out[targets[i]] -= (real)(own * (1 - a->label_smoothing));
   }
+  if (a->l2_warp > 0)
+    warp(dx, x, rows, classes, a->l2_warp * *(const real *)call->output_gradient[LOSS].data / (double)rows);
 }
 
 static const comba_case cases[] = {
@@ -142,6 +159,9 @@ static const comba_case cases[] = {
      .attributes = &(const comba_cross_entropy_attributes){.label_smoothing = 0.1},
      .input = {{COMBA_SHAPE(2, 10, 40), COMBA_FILL_UNIFORM, .low = -80, .high = 80},
                {COMBA_SHAPE(2, 10), COMBA_FILL_INDEX, .low = -1, .high = 40}}},
+    {.name = "l2_warp", /* is not the slope of the loss: its gradient is not checked by differences */
+     .attributes = &(const comba_cross_entropy_attributes){.l2_warp = 0.1},
+     .input = {{COMBA_SHAPE(70, 9), .no_gradient = true}, {COMBA_SHAPE(70), COMBA_FILL_INDEX, .low = -2, .high = 9}}},
     {.name = "2048 rows, vocabulary 32000",
      .benchmark = true,
      .input = {{COMBA_SHAPE(2, 1024, 32000)}, {COMBA_SHAPE(2, 1024), COMBA_FILL_INDEX, .low = 0, .high = 32000}}},

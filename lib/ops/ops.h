@@ -38,6 +38,11 @@ static inline comba_tensor *comba_add(comba_graph *graph, comba_tensor *a, comba
   return COMBA_APPEND(graph, add, NULL, NULL, a, b);
 }
 
+/* y = x + (z - x) w: from x at w = 0 to z at w = 1. x, z (..., d), w of their shape or one row (d) for all */
+static inline comba_tensor *comba_lerp(comba_graph *graph, comba_tensor *x, comba_tensor *z, comba_tensor *w) {
+  return COMBA_APPEND(graph, lerp, NULL, NULL, x, z, w);
+}
+
 /* y = scale * f(x), element by element; scale 0 means 1. GELU is the exact one (erf). */
 typedef enum comba_function {
   COMBA_SIGMOID,
@@ -46,6 +51,7 @@ typedef enum comba_function {
   COMBA_TANH,
   COMBA_RELU,
   COMBA_ELU_PLUS_ONE,
+  COMBA_SQUARED_RELU,
 } comba_function;
 typedef struct comba_activation_attributes {
   comba_function function;
@@ -71,9 +77,16 @@ static inline comba_tensor *comba_dpfp(comba_graph *graph, comba_tensor *x, int6
   return COMBA_APPEND(graph, dpfp, &attributes, NULL, x);
 }
 
-/* y = a b, equal shapes */
+/* y = scale a b, a (..., d), b of its shape or one row (d) for all; scale 0 means 1 */
+typedef struct comba_product_attributes {
+  double scale;
+} comba_product_attributes;
+static inline comba_tensor *comba_scaled_product(comba_graph *graph, comba_tensor *a, comba_tensor *b, double scale) {
+  comba_product_attributes attributes = {scale};
+  return COMBA_APPEND(graph, product, &attributes, NULL, a, b);
+}
 static inline comba_tensor *comba_product(comba_graph *graph, comba_tensor *a, comba_tensor *b) {
-  return COMBA_APPEND(graph, product, NULL, NULL, a, b);
+  return comba_scaled_product(graph, a, b, 1);
 }
 
 /* y = silu(gate) * up, equal shapes */
@@ -141,6 +154,19 @@ static inline comba_tensor *comba_short_convolution(comba_graph *graph, comba_te
                                                     bool silu, comba_tensor **new_state) {
   comba_short_convolution_attributes attributes = {silu};
   return COMBA_APPEND(graph, short_convolution, &attributes, new_state, x, weight, bias, state, cu_seqlens);
+}
+
+/* y[t] = x[t - 1] inside each sequence: x (B,T,d); state (N, d) optional: the token before the first, zero if absent;
+ * `new_state` (or NULL) receives the last token of each. Never across a sequence start. */
+static inline comba_tensor *comba_token_shift(comba_graph *graph, comba_tensor *x, comba_tensor *state,
+                                              comba_tensor *cu_seqlens, comba_tensor **new_state) {
+  return COMBA_APPEND(graph, token_shift, NULL, new_state, x, state, cu_seqlens);
+}
+
+/* y = o + (sum_i r_i k_i w_hi) v: RWKV-7's direct path of the current token. o, v (B,T,H,V); r, k (B,T,H,K); w (H,K) */
+static inline comba_tensor *comba_bonus(comba_graph *graph, comba_tensor *o, comba_tensor *r, comba_tensor *k,
+                                        comba_tensor *v, comba_tensor *w) {
+  return COMBA_APPEND(graph, bonus, NULL, NULL, o, r, k, v, w);
 }
 
 /* y (B,T,H,K) = sigmoid(s_h) x: Comba's inner decay, p = sigmoid(decay) k */
@@ -258,8 +284,8 @@ static inline comba_tensor *comba_exponential_gate(comba_graph *graph, comba_ten
   return g;
 }
 
-/* y (B,T,H,V) = s x, s (B,T,H); with `append` y (B,T,H,V+1) = s [x, 1], so that a state of values keeps the sum of their
- * weights as well */
+/* y (B,T,HS,V) = s x, x (B,T,H,V), s (B,T,HS), HS a multiple of H: head h of s reads head h / (HS/H) of x; with `append`
+ * y (B,T,HS,V+1) = s [x, 1], so that a state of values keeps the sum of their weights as well */
 typedef struct comba_token_scale_attributes {
   bool append;
 } comba_token_scale_attributes;
@@ -369,14 +395,14 @@ static inline comba_tensor *comba_last_token(comba_graph *graph, comba_tensor *x
 /* Mean cross entropy over the rows whose target is not negative (0 if there is none): logits (..., V), targets (...) int32
  * in [0, V) or negative = ignored -> loss (1). class_weights (V), optional: each row counts with the weight of its target, in
  * the sum and in what it is divided by. `rows` (or NULL) receives the loss of each row (0 where ignored), unweighted, without
- * smoothing and without a gradient. Label smoothing s: the target has 1 - s + s/V, every other class s/V. */
+ * smoothing and without a gradient. Label smoothing s: the target has 1 - s + s/V, every other class s/V. l2_warp w adds
+ * w / rows * max to the gradient of the largest logit of each row, ignored ones too, and nothing to the loss. */
 typedef struct comba_cross_entropy_attributes {
-  double label_smoothing;
+  double label_smoothing, l2_warp;
 } comba_cross_entropy_attributes;
 static inline comba_tensor *comba_cross_entropy(comba_graph *graph, comba_tensor *logits, comba_tensor *targets,
-                                                comba_tensor *class_weights, double label_smoothing,
+                                                comba_tensor *class_weights, comba_cross_entropy_attributes attributes,
                                                 comba_tensor **rows) {
-  comba_cross_entropy_attributes attributes = {label_smoothing};
   return COMBA_APPEND(graph, cross_entropy, &attributes, rows, logits, targets, class_weights);
 }
 
@@ -521,10 +547,11 @@ static inline comba_tensor *comba_mesa(comba_graph *graph, comba_tensor *q, comb
 /* The recurrence with diagonal decay and an optional low-rank term (mixers.md 5.4; GLA, HGRN2, RWKV-7, KDA), for each head:
  *   S_t = diag(e^{g_t}) S_{t-1} + b_t r_t^T + k_t v_t^T,  o_t = scale S_t^T q_t,  S (K,V)
  *   r_t = S_{t-1}^T a_t, or S_{t-1}^T diag(e^{g_t}) a_t with read_after_decay
- * q, k, a, b (B,T,heads,K), a and b optional together (absent: no low-rank term); v (B,T,heads,V); g (B,T,heads,K) <= 0, each
- * with its own number of heads: with H the largest, head h reads head h / (H / heads). initial_state (N,H,K,V) optional (zero
- * if absent); cu_seqlens (N+1) optional. Output o (B,T,H,V); `final_state` (or NULL) receives (N,H,K,V), and may share memory
- * with initial_state in a graph without backward. */
+ * q, k, a, b (B,T,heads,K), a and b optional: without either there is no low-rank term, without b alone b = -k, the delta rule
+ * S_t = diag(e^{g_t}) S_{t-1} + k_t (v_t - r_t)^T, at less cost; v (B,T,heads,V); g (B,T,heads,K) <= 0, each with its own number
+ * of heads: with H the largest, head h reads head h / (H / heads). initial_state (N,H,K,V) optional (zero if absent); cu_seqlens
+ * (N+1) optional. Output o (B,T,H,V); `final_state` (or NULL) receives (N,H,K,V), and may share memory with initial_state in a
+ * graph without backward. */
 typedef struct comba_diagonal_decay_attributes {
   double scale; /* 0 means K^(-1/2) */
   bool read_after_decay;
@@ -555,30 +582,6 @@ typedef struct comba_inner_loss_attributes {
   double sharpness; /* of tanh(sharpness e) in place of the sign; 0 means 10 */
   double smoothing; /* |e| = sqrt(e^2 + smoothing); 0 means 1e-6 */
 } comba_inner_loss_attributes;
-
-/* A memory of two layers, f(x) = gelu(x w1 + b1) w2 + b2 (gelu with tanh), that descends an inner loss while it reads
- * (docs/memory.md; TTT-MLP), for each head. The tokens of a chunk take their gradients at the memory it starts with:
- *   loss_j = 1/2 |LN(f(k_j)) - (v_j - k_j)|^2, LN with norm_weight and norm_bias
- *   memory_i = memory - max(1/i + token_offset_i, 0) sum_{j <= i} rate_j d loss_j / d memory,  i = 1 .. C in the chunk
- *   o_i = f_i(q_i), f_i with memory_i; memory_C is where the next chunk starts.
- * q, k, v (B,T,H,F); rate (B,T,H); token_offset (C); norm_weight, norm_bias (H,F); w1 (H,F,M), b1 (H,M), w2 (H,M,F), b2 (H,F): the
- * first memory; initial_state (N,H,S) optional, S = 2 (2 F M + M + F): zeros are the beginning; position (1) int32, optional: the
- * tokens before the first, which say where in a chunk it is; cu_seqlens (N+1) optional. Output o (B,T,H,F); `final_state` (or
- * NULL) receives (N,H,S), and may share memory with initial_state in a graph without backward. */
-typedef struct comba_memory_mlp_attributes {
-  double epsilon;  /* of LN; 0 means 1e-6 */
-  comba_mode mode; /* COMBA_MODE_AUTO: chunks */
-} comba_memory_mlp_attributes;
-typedef struct comba_memory_mlp_operands {
-  comba_tensor *q, *k, *v, *rate, *token_offset, *norm_weight, *norm_bias, *w1, *b1, *w2, *b2;
-  comba_tensor *initial_state, *position, *cu_seqlens;
-} comba_memory_mlp_operands;
-static inline comba_tensor *comba_memory_mlp(comba_graph *graph, const comba_memory_mlp_operands *x,
-                                             comba_memory_mlp_attributes attributes, comba_tensor **final_state) {
-  return COMBA_APPEND(graph, memory_mlp, &attributes, final_state, x->q, x->k, x->v, x->rate, x->token_offset,
-                      x->norm_weight, x->norm_bias, x->w1, x->b1, x->w2, x->b2, x->initial_state, x->position,
-                      x->cu_seqlens);
-}
 
 /* A matrix memory that descends an inner loss while it reads (docs/memory.md; TTT, Titans, MIRAS), for each head. W (R,V) has K
  * rows and with `bias` one more, for which keys and queries have a 1. The tokens of a chunk take their gradients at the memory
@@ -620,6 +623,30 @@ static inline comba_tensor *comba_memory(comba_graph *graph, const comba_memory_
   return COMBA_APPEND(graph, memory, &attributes, final_state, x->q, x->k, x->v, x->rate, x->retention, x->momentum,
                       x->threshold, x->token_offset, x->norm_weight, x->norm_bias, x->memory, x->bias, x->initial_state,
                       x->position, x->cu_seqlens);
+}
+
+/* A memory of two layers, f(x) = gelu(x w1 + b1) w2 + b2 (gelu with tanh), that descends an inner loss while it reads
+ * (docs/memory.md; TTT-MLP), for each head. The tokens of a chunk take their gradients at the memory it starts with:
+ *   loss_j = 1/2 |LN(f(k_j)) - (v_j - k_j)|^2, LN with norm_weight and norm_bias
+ *   memory_i = memory - max(1/i + token_offset_i, 0) sum_{j <= i} rate_j d loss_j / d memory,  i = 1 .. C in the chunk
+ *   o_i = f_i(q_i), f_i with memory_i; memory_C is where the next chunk starts.
+ * q, k, v (B,T,H,F); rate (B,T,H); token_offset (C); norm_weight, norm_bias (H,F); w1 (H,F,M), b1 (H,M), w2 (H,M,F), b2 (H,F): the
+ * first memory; initial_state (N,H,S) optional, S = 2 (2 F M + M + F): zeros are the beginning; position (1) int32, optional: the
+ * tokens before the first, which say where in a chunk it is; cu_seqlens (N+1) optional. Output o (B,T,H,F); `final_state` (or
+ * NULL) receives (N,H,S), and may share memory with initial_state in a graph without backward. */
+typedef struct comba_memory_mlp_attributes {
+  double epsilon;  /* of LN; 0 means 1e-6 */
+  comba_mode mode; /* COMBA_MODE_AUTO: chunks */
+} comba_memory_mlp_attributes;
+typedef struct comba_memory_mlp_operands {
+  comba_tensor *q, *k, *v, *rate, *token_offset, *norm_weight, *norm_bias, *w1, *b1, *w2, *b2;
+  comba_tensor *initial_state, *position, *cu_seqlens;
+} comba_memory_mlp_operands;
+static inline comba_tensor *comba_memory_mlp(comba_graph *graph, const comba_memory_mlp_operands *x,
+                                             comba_memory_mlp_attributes attributes, comba_tensor **final_state) {
+  return COMBA_APPEND(graph, memory_mlp, &attributes, final_state, x->q, x->k, x->v, x->rate, x->token_offset,
+                      x->norm_weight, x->norm_bias, x->w1, x->b1, x->w2, x->b2, x->initial_state, x->position,
+                      x->cu_seqlens);
 }
 
 /* Softmax attention: q (B,T,H,D), k, v (B,T,HKV,D), H a multiple of HKV (query head h reads head h / (H/HKV)) -> (B,T,H,D).

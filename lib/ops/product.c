@@ -1,60 +1,86 @@
-/* y = a b, element by element;  da = dy b, db = dy a */
+/* y = scale a b;  da = scale b dy;  db = scale a dy, summed over the rows where b is one row for all */
 #include "ops/extent.h"
 #include "ops/gradient.h"
+#include "ops/ops.h"
 #include "ops/rows.h"
 
+enum { A, B };
+
 static comba_status infer(comba_signature *s) {
-  if (!comba_extent_fits(&s->input[0], 0)) return comba_fail_shape(s, 0, "any shape");
-  if (!comba_shape_equal(&s->input[0], &s->input[1])) return comba_fail_shape(s, 1, "the shape of input 0");
+  const comba_shape *a = &s->input[A], *b = &s->input[B];
+  if (!comba_extent_fits(a, 0)) return comba_fail_shape(s, A, "(..., d)");
+  if (!comba_is_row_or_all(b, a)) return comba_fail_shape(s, B, "(d) or the shape of input 0");
   s->outputs = 1;
-  s->output[0] = s->input[0];
+  s->output[0] = *a;
+  s->backward_workspace = 2 * comba_row_blocks(comba_rows(a), comba_last(a)) * comba_last(a);
   return COMBA_OK;
 }
 
+static real scale_of(const comba_call *call) {
+  const comba_product_attributes *attributes = call->attributes;
+  return attributes->scale == 0 ? 1 : (real)attributes->scale;
+}
+
 static void forward(const comba_call *call) {
-  const int64_t count = comba_shape_elements(&call->input[0].shape), tiles = comba_tiles(count);
-  const real *a = call->input[0].data, *b = call->input[1].data;
-  real *y = call->output[0].data;
-#pragma omp parallel for if (count > COMBA_SERIAL)
-  for (int64_t tile = 0; tile < tiles; tile++) {
-    const int64_t start = tile * COMBA_TILE, end = start + comba_tile_size(count, tile);
-    for (int64_t i = start; i < end; i++) y[i] = a[i] * b[i];
+  const int64_t rows = comba_rows(&call->input[A].shape), d = comba_last(&call->input[A].shape);
+  const int64_t step = comba_row_step(&call->input[B].shape);
+  const real scale = scale_of(call);
+#pragma omp parallel for if (rows * d > COMBA_SERIAL)
+  for (int64_t row = 0; row < rows; row++) {
+    const real *a = (const real *)call->input[A].data + row * d, *b = (const real *)call->input[B].data + row * step;
+    real *y = (real *)call->output[0].data + row * d;
+#pragma omp simd
+    for (int64_t i = 0; i < d; i++) y[i] = scale * a[i] * b[i];
   }
 }
 
-/* Both gradients of a tile are computed before either is written: product(x, x) has one memory for the two. */
+/* product(x, x) has one gradient for both: the first operand overwrites a row of it, then the second adds. */
 static void backward(const comba_call *call) {
-  const int64_t count = comba_shape_elements(&call->input[0].shape), tiles = comba_tiles(count);
-  const real *a = call->input[0].data, *b = call->input[1].data, *dy = call->output_gradient[0].data;
-  real *da = call->input_gradient[0].data, *db = call->input_gradient[1].data;
+  const int64_t rows = comba_rows(&call->input[A].shape), d = comba_last(&call->input[A].shape);
+  const int64_t step = comba_row_step(&call->input[B].shape), blocks = comba_row_blocks(rows, d);
+  const real scale = scale_of(call);
+  real *da = call->input_gradient[A].data, *db = call->input_gradient[B].data;
+  real *partial = call->workspace, *scratch = partial + blocks * d; /* (blocks, d) each */
   if (comba_gradient_absent(call, 2)) return;
-#pragma omp parallel for if (count > COMBA_SERIAL)
-  for (int64_t tile = 0; tile < tiles; tile++) {
-    const int64_t start = tile * COMBA_TILE, n = comba_tile_size(count, tile);
-    real to_a[COMBA_TILE], to_b[COMBA_TILE];
-    for (int64_t i = 0; i < n; i++) {
-      to_a[i] = dy[start + i] * b[start + i];
-      to_b[i] = dy[start + i] * a[start + i];
+#pragma omp parallel for if (rows * d > COMBA_SERIAL)
+  for (int64_t block = 0; block < blocks; block++) {
+    const int64_t end = comba_block_start(rows, blocks, block + 1);
+    real *restrict sum = partial + block * d, *restrict gradient = scratch + block * d;
+    memset(sum, 0, (size_t)d * sizeof(real));
+    for (int64_t row = comba_block_start(rows, blocks, block); row < end; row++) {
+      const int64_t at = row * d;
+      const real *a = (const real *)call->input[A].data + at, *b = (const real *)call->input[B].data + row * step;
+      const real *dy = (const real *)call->output_gradient[0].data + at;
+      for (int64_t i = 0; i < d; i++) gradient[i] = scale * b[i] * dy[i];
+      if (da) comba_store(da + at, gradient, d, call->accumulate[A]);
+      for (int64_t i = 0; i < d; i++) gradient[i] = scale * a[i] * dy[i];
+      if (db && step)
+        comba_store(db + at, gradient, d, call->accumulate[B]);
+      else
+        comba_store(sum, gradient, d, true);
     }
-    if (da) comba_store(da + start, to_a, n, call->accumulate[0]);
-    if (db) comba_store(db + start, to_b, n, call->accumulate[1]);
   }
+  if (db && !step) comba_store_blocks(db, partial, blocks, d, call->accumulate[B]);
 }
 
 static const comba_case cases[] = {
-    {.name = "more than one tile and thread", .input = {{COMBA_SHAPE(3, 57, 97)}, {COMBA_SHAPE(3, 57, 97)}}},
-    {.name = "one", .input = {{COMBA_SHAPE(1)}, {COMBA_SHAPE(1)}}},
+    {.name = "one row for all", .input = {{COMBA_SHAPE(3, 50, 130)}, {COMBA_SHAPE(130)}}},
+    {.name = "every element, scaled",
+     .attributes = &(const comba_product_attributes){-0.5},
+     .input = {{COMBA_SHAPE(2, 70, 131)}, {COMBA_SHAPE(2, 70, 131)}}},
+    {.name = "one number", .input = {{COMBA_SHAPE(1)}, {COMBA_SHAPE(1)}}},
     {.name = "2048 x 1024", .benchmark = true, .input = {{COMBA_SHAPE(2, 1024, 1024)}, {COMBA_SHAPE(2, 1024, 1024)}}},
     {0}};
 
 const comba_op COMBA_VARIANT(comba_op_product) = {
     .name = "product",
-    .formula = "y = a b",
+    .formula = "y = scale a b",
     .inputs = 2,
     .outputs = 1,
     .input_class = {COMBA_ACTIVATION, COMBA_ACTIVATION},
     .output_class = {COMBA_ACTIVATION},
-    .backward_inputs = 3,
+    .attributes_size = sizeof(comba_product_attributes),
+    .backward_inputs = 1u << A | 1u << B,
     .infer = infer,
     .forward = forward,
     .backward = backward,

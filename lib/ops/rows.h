@@ -20,6 +20,14 @@ static inline int64_t comba_rows(const comba_shape *shape) {
   return rows;
 }
 
+/* Whether an operand has the shape of x, or is one row (d) for all rows of x; and the elements from one of its rows to the next. */
+static inline bool comba_is_row_or_all(const comba_shape *operand, const comba_shape *x) {
+  return (operand->rank == 1 && operand->size[0] == comba_last(x)) || comba_shape_equal(operand, x);
+}
+static inline int64_t comba_row_step(const comba_shape *operand) {
+  return operand->rank == 1 ? 0 : comba_last(operand);
+}
+
 static inline int64_t comba_tiles(int64_t elements) {
   return (elements + COMBA_TILE - 1) / COMBA_TILE;
 }

@@ -1,6 +1,6 @@
 /* Diagonal decay, with or without a low-rank term (GLA, arXiv 2312.06635; RWKV-7, arXiv 2503.14456; Kimi Delta Attention,
  * arXiv 2510.26692), for each head:
- *   S_t = diag(e^{g_t}) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T,  o_t = scale S_t^T q_t
+ *   S_t = diag(e^{g_t}) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T,  o_t = scale S_t^T q_t,  b = -k where it is absent
  * computed in chunks of 64 tokens by matrix products (diagonal_decay_chunk.c), or token by token
  * (diagonal_decay_recurrent.c). */
 #include "scan/diagonal_decay.h"
@@ -15,7 +15,8 @@
 static diagonal_decay_size size_of(const comba_shape *input) {
   const comba_shape *q = &input[Q], *cu_seqlens = &input[CU_SEQLENS];
   diagonal_decay_size s = {.tokens = q->size[0] * q->size[1], .K = q->size[3], .V = input[VALUE].size[3]};
-  s.low_rank = input[A].rank > 0;
+  s.readers = 1 + (input[A].rank > 0);
+  s.writers = 1 + (input[B].rank > 0);
   s.most = s.least = q->size[2];
   for (int i = 0; i < OPERANDS; i++) {
     s.heads[i] = input[i].size[2];
@@ -71,7 +72,7 @@ static comba_status infer(comba_signature *s) {
   const comba_shape *q = &s->input[Q], *v = &s->input[VALUE];
   const comba_shape *state = &s->input[INITIAL_STATE], *cu_seqlens = &s->input[CU_SEQLENS];
   if (!comba_extent_fits(q, 4)) return comba_fail_shape(s, Q, "(B, T, heads, K)");
-  if (s->input[A].rank != s->input[B].rank) return comba_fail_shape(s, B, "the rank of a: both or neither");
+  if (s->input[B].rank && !s->input[A].rank) return comba_fail_shape(s, B, "no b without a");
   for (int i = KEY; i < OPERANDS; i++) {
     const comba_shape *x = &s->input[i];
     if (!x->rank && i >= A) continue;
@@ -100,7 +101,7 @@ static comba_status infer(comba_signature *s) {
   s->outputs = 2;
   s->output[OUTPUT] = output;
   s->output[FINAL_STATE] = states;
-  s->saved = size.low_rank ? 2 : 1;
+  s->saved = size.readers;
   s->saved_shape[STATES] = saved_states;
   s->saved_shape[READS] = output;
 
@@ -108,11 +109,10 @@ static comba_status infer(comba_signature *s) {
   s->forward_workspace = scan_slots(forward_tasks(&x)) * scratch_size(&x, x.width, false);
   s->backward_workspace = scan_slots(backward_tasks(&x)) * scratch_size(&x, size.V, true);
 
-  /* readers and writers of the state: q and k, and with the low-rank term a and b */
   const double K = (double)size.K, V = (double)v->size[3], heads = (double)size.tokens * (double)size.most;
-  const double pairs = size.low_rank ? 2 : 1, terms = pairs * pairs;
-  s->forward_flops = heads * (x.chunks ? 4 * pairs * K * V + CHUNK * terms * (K + V) : (1 + 4 * pairs) * K * V);
-  s->backward_flops = heads * (x.chunks ? 8 * pairs * K * V + CHUNK * terms * (3 * K + 2 * V) : 12 * pairs * K * V);
+  const double both = size.readers + size.writers, terms = size.readers * size.writers;
+  s->forward_flops = heads * (x.chunks ? 2 * both * K * V + CHUNK * terms * (K + V) : (1 + 2 * both) * K * V);
+  s->backward_flops = heads * (x.chunks ? 4 * both * K * V + CHUNK * terms * (3 * K + 2 * V) : 6 * both * K * V);
   return COMBA_OK;
 }
 
@@ -134,13 +134,14 @@ static diagonal_decay_head head_of(const task_context *x, int64_t sequence, int6
       .output_stride = size->most * size->V,
       .state_stride = size->most * state_size,
       .scale = (real)(attributes->scale != 0 ? attributes->scale : 1 / sqrt((double)size->K)),
-      .low_rank = size->low_rank,
+      .readers = size->readers,
+      .writers = size->writers,
       .after_decay = attributes->read_after_decay,
       .initial_state = AT(call->input[INITIAL_STATE], state),
       .o = AT(call->output[OUTPUT], output),
       .final_state = AT(call->output[FINAL_STATE], state),
       .states = AT(call->saved[STATES], (slot * size->most + head) * state_size),
-      .reads = size->low_rank ? AT(call->saved[READS], output) : NULL,
+      .reads = size->readers > 1 ? AT(call->saved[READS], output) : NULL,
       .output_gradient = AT(call->output_gradient[OUTPUT], output),
       .final_state_gradient = AT(call->output_gradient[FINAL_STATE], state),
       .initial_state_gradient = AT(call->input_gradient[INITIAL_STATE], state),
@@ -212,6 +213,7 @@ static void backward(const comba_call *call) {
   {                                                                                                                    \
     { 0 }                                                                                                              \
   }
+#define DELTA(B, T, H, K, V) PLAIN(B, T, H, K, V), UNIT(B, T, H, K), ABSENT
 #define STATE(N, H, K, V)                                                                                              \
   { COMBA_SHAPE(N, H, K, V) }
 
@@ -240,6 +242,10 @@ static const int32_t gates[] = {0, -100, -1, 0, -100, 0,    0,  0, 0,  -1, -100,
       {COMBA_SHAPE(1, 18, 1, 4), COMBA_FILL_VALUES, .values = gates}, UNIT(1, 18, 1, 4), UNIT(1, 18, 1, 4),            \
       STATE(1, 1, 4, 5)
 
+#define SATURATED_DELTA                                                                                                \
+  UNIT(1, 18, 1, 4), UNIT(1, 18, 1, 4), VALUES(1, 18, 1, 5),                                                           \
+      {COMBA_SHAPE(1, 18, 1, 4), COMBA_FILL_VALUES, .values = gates}, UNIT(1, 18, 1, 4), ABSENT, STATE(1, 1, 4, 5)
+
 #define CASES(form, after)                                                                                             \
   {.name = #form ", T 1", .attributes = &form, .input = {LOW_RANK(2, 1, 1, 16, 16), STATE(2, 1, 16, 16)}},             \
       {.name = #form ", T 2, without a", .attributes = &form, .input = {PLAIN(1, 2, 2, 24, 16)}},                      \
@@ -253,6 +259,14 @@ static const int32_t gates[] = {0, -100, -1, 0, -100, 0,    0,  0, 0,  -1, -100,
       {.name = #form ", T 150, read after decay, state",                                                               \
        .attributes = &after,                                                                                           \
        .input = {LOW_RANK(1, 150, 1, 16, 24), STATE(1, 1, 16, 24)}},                                                   \
+      {.name = #form ", T 150, delta rule, state",                                                                     \
+       .attributes = &form,                                                                                            \
+       .input = {DELTA(1, 150, 2, 16, 24), STATE(1, 2, 16, 24)}},                                                      \
+      {.name = #form ", T 70, delta rule after decay", .attributes = &after, .input = {DELTA(2, 70, 1, 24, 40)}},      \
+      {.name = #form ", T 1, delta rule",                                                                              \
+       .attributes = &after,                                                                                           \
+       .input = {DELTA(2, 1, 1, 16, 16), STATE(2, 1, 16, 16)}},                                                        \
+      {.name = #form ", saturated, delta rule", .attributes = &after, .tolerance = 1e-4, .input = {SATURATED_DELTA}},  \
       {.name = #form ", K 100, V 24", .attributes = &form, .input = {LOW_RANK(1, 35, 1, 100, 24)}},                    \
       {.name = #form ", K 1, V 3", .attributes = &form, .input = {LOW_RANK(1, 70, 2, 1, 3)}},                          \
       {.name = #form ", shared heads", .attributes = &form, .input = {GROUPS}},                                        \
@@ -272,6 +286,14 @@ static const comba_case cases[] = {
      .benchmark = true,
      .attributes = &chunk,
      .input = {LOW_RANK(2, 1024, 4, 128, 128)}},
+    {.name = "chunk, delta rule, 64",
+     .benchmark = true,
+     .attributes = &chunk_after,
+     .input = {DELTA(2, 1024, 4, 64, 64)}},
+    {.name = "chunk, delta rule, 128",
+     .benchmark = true,
+     .attributes = &chunk_after,
+     .input = {DELTA(2, 1024, 4, 128, 128)}},
     {.name = "recurrent, 32", .benchmark = true, .attributes = &recurrent, .input = {PLAIN(2, 1024, 4, 32, 32)}},
     {.name = "recurrent, low rank, 64",
      .benchmark = true,
@@ -285,7 +307,7 @@ static const comba_case cases[] = {
 
 const comba_op COMBA_VARIANT(comba_op_diagonal_decay) = {
     .name = "diagonal_decay",
-    .formula = "S_t = diag(e^g) S_{t-1} + b (a^T S_{t-1}) + k v^T, o_t = scale S_t^T q",
+    .formula = "S_t = diag(e^g) S_{t-1} + b (a^T S_{t-1}) + k v^T, o_t = scale S_t^T q; b = -k if absent",
     .inputs = INPUTS,
     .outputs = 2,
     .optional_inputs = 1u << A | 1u << B | 1u << INITIAL_STATE | 1u << CU_SEQLENS,

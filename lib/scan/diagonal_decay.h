@@ -6,12 +6,12 @@
  * the gradient of a shared operand is their sum.
  *
  * q and a read the state, k and b write to it: both forms treat them as lists of readers and writers, of one entry each
- * without the low-rank term. a reads the state before token t is written, and (by default) before its decay: it lags.
+ * without the low-rank term, and of two readers and one writer for the delta rule. a reads the state before token t is written, and (by default) before its decay: it lags.
  *
  * Saved for backward, by both forms alike, so that either backward can follow either forward:
  *   states (slots, H, K, V)  the state before tokens 0, 64, 128, ... of each sequence;
- *   reads (B,T,H,V)          r_t = S_{t-1}^T a_t, the value that b_t writes; only with the low-rank term. With it a state
- *                            follows from the one before without reading it first. */
+ *   reads (B,T,H,V)          r_t = S_{t-1}^T a_t, the value that b_t writes, or without b v_t - r_t, which k_t writes; only
+ *                            with a. With it a state follows from the one before without reading it first. */
 #ifndef COMBA_SCAN_DIAGONAL_DECAY_H
 #define COMBA_SCAN_DIAGONAL_DECAY_H
 
@@ -30,7 +30,7 @@ typedef struct diagonal_decay_size {
   int64_t most, least;       /* H; the fewest heads of an operand */
   int64_t K, V;
   int64_t states; /* saved states a head */
-  bool low_rank;
+  int readers, writers;
 } diagonal_decay_size;
 
 /* One sequence and head. Rows of operand i and of its gradient are stride[i] apart, those of o, reads and the gradient of o
@@ -38,8 +38,8 @@ typedef struct diagonal_decay_size {
 typedef struct diagonal_decay_head {
   int64_t length, K, V, stride[OPERANDS], output_stride, state_stride;
   real scale;
-  bool low_rank;
-  bool after_decay; /* a reads the decayed state */
+  int readers, writers; /* 1 or 2: q, a; k, b. 2 and 1: the delta rule, where k writes v - r */
+  bool after_decay;     /* a reads the decayed state */
   const real *operand[OPERANDS];
   real *gradient[OPERANDS];
   bool accumulate[INPUTS];

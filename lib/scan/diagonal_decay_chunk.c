@@ -5,6 +5,8 @@
  *   r = (I - A^ab)^{-1} (a^ S + A^ak v)   the reads S_{t-1}^T a_t
  *   o = q^ S + A^qk v + A^qb r            x^ = x times what is left of S at its token
  *   S' = D S + k~^T v + b~^T r            w~ = w times what is left of it at the end of the chunk
+ * Without b, which is then -k, v and r have one writer for their difference, the delta rule:
+ *   u = v - r = (I + A^ak)^{-1} (v - a^ S),  o = q^ S + A^qk u,  S' = D S + k~^T u
  * Range: D is a product of decays, taken token by token inside a block; across blocks it is split at the block's start, so
  * that readers carry the decays behind it and writers those before it. Every factor is at most 1: nothing overflows and no
  * sum of gates cancels, however strong gates and weak ones follow each other. */
@@ -86,8 +88,8 @@ int64_t COMBA_VARIANT(comba_diagonal_decay_chunk_scratch)(int64_t K, int64_t V, 
 typedef struct chunk {
   const diagonal_decay_head *h;
   int64_t start, n, K, V;
-  int pairs;     /* readers, and writers: 2 with the low-rank term */
-  bool backward; /* every `boundary` is kept */
+  int readers, writers; /* q, and a with a low-rank term; k, and b where a writes by another vector than v does */
+  bool backward;        /* every `boundary` is kept */
   chunk_scratch *s;
 } chunk;
 
@@ -156,7 +158,7 @@ static void find_decay(const chunk *c) {
 }
 
 static void find_readers(const chunk *c) {
-  for (int x = 0; x < c->pairs; x++)
+  for (int x = 0; x < c->readers; x++)
     for (int64_t i = 0; i < c->n; i++) {
       const real *from = operand_row(c, reader[x], i), *reach = reach_of(c, i, lag(c, x)), scale = scale_of(c, x);
       real *to = c->s->read[x] + i * c->K;
@@ -178,30 +180,35 @@ static void find_scores(const chunk *c) {
   const int64_t K = c->K;
   for (int64_t block = 0; block * BLOCK < c->n; block++) {
     const int64_t first = block * BLOCK, m = block_length(c, block);
-    for (int w = 0; w < c->pairs; w++) {
+    for (int w = 0; w < c->writers; w++) {
       const real *from = boundary(c, w, block);
       real *to = boundary(c, w, block + 1);
-      for (int x = 0; x < c->pairs && block; x++)
+      for (int x = 0; x < c->readers && block; x++)
         comba_gemm_serial('N', 'T', m, first, K, 1, c->s->read[x] + first * K, K, from, K, 0,
                           c->s->score[x][w] + first * CHUNK, CHUNK);
       for (int64_t j = 0; j < first; j++) multiply(K, from + j * K, reach_of(c, first + m - 1, 0), to + j * K);
       for (int64_t i = first; i < first + m; i++) {
         const real *decay = c->s->decay + i * K;
-        if (lag(c, 1) && c->pairs > 1) score_row(c, 1, w, i, first, i, to);
+        if (lag(c, 1) && c->readers > 1) score_row(c, 1, w, i, first, i, to);
         for (int64_t j = first; j < i; j++) multiply(K, to + j * K, decay, to + j * K);
         memcpy(to + i * K, operand_row(c, writer[w], i), (size_t)K * sizeof(real));
         score_row(c, 0, w, i, first, i + 1, to);
-        if (!lag(c, 1) && c->pairs > 1) score_row(c, 1, w, i, first, i, to);
+        if (!lag(c, 1) && c->readers > 1) score_row(c, 1, w, i, first, i, to);
       }
     }
   }
 }
 
-/* (I - A^ab)^{-1} */
+/* Whether k writes v - r (the delta rule), and not k v and b r. */
+static bool writes_difference(const chunk *c) {
+  return c->readers > c->writers;
+}
+
+/* (I - A^ab)^{-1}, or (I + A^ak)^{-1} without b */
 static void find_inverse(const chunk *c) {
   chunk_scratch *s = c->s;
-  const real *score = s->score[1][1];
-  for (int64_t i = 0; i < c->n * CHUNK; i++) s->lower[i] = -score[i];
+  const real *score = s->score[1][c->writers - 1], sign = writes_difference(c) ? 1 : -1;
+  for (int64_t i = 0; i < c->n * CHUNK; i++) s->lower[i] = sign * score[i];
   memset(s->lower + c->n * CHUNK, 0, (size_t)((CHUNK - c->n) * CHUNK) * sizeof(real));
   COMBA_VARIANT(comba_unit_lower_inverse)(c->n, s->lower, s->inverse, s->merge);
 }
@@ -233,26 +240,33 @@ static void decay_state(const chunk *c) {
 static void forward_chunk(const chunk *c) {
   const diagonal_decay_head *h = c->h;
   chunk_scratch *s = c->s;
-  const int64_t n = c->n, K = c->K, V = c->V, value_stride = h->stride[VALUE], output_stride = h->output_stride;
+  const int64_t n = c->n, K = c->K, V = c->V, output_stride = h->output_stride;
   const real *v = operand_row(c, VALUE, 0);
+  int64_t value_stride = h->stride[VALUE];
   real *o = h->o + c->start * output_stride, *reads = h->reads ? h->reads + c->start * output_stride : s->reads;
   const int64_t read_stride = h->reads ? output_stride : V;
   find_decay(c);
   find_readers(c);
   find_scores(c);
-  if (c->pairs > 1) {
+  if (c->readers > 1) {
     find_inverse(c);
     reach_state(c, 1);
-    comba_gemm_serial('N', 'N', n, V, K, 1, s->keys, K, s->state, V, 0, s->values, V);
-    comba_gemm_serial('N', 'N', n, V, n, 1, s->score[1][0], CHUNK, v, value_stride, 1, s->values, V);
+    if (writes_difference(c)) {
+      scan_copy_columns(n, V, v, value_stride, s->values, V);
+      comba_gemm_serial('N', 'N', n, V, K, -1, s->keys, K, s->state, V, 1, s->values, V);
+    } else {
+      comba_gemm_serial('N', 'N', n, V, K, 1, s->keys, K, s->state, V, 0, s->values, V);
+      comba_gemm_serial('N', 'N', n, V, n, 1, s->score[1][0], CHUNK, v, value_stride, 1, s->values, V);
+    }
     comba_gemm_serial('N', 'N', n, V, n, 1, s->inverse, CHUNK, s->values, V, 0, reads, read_stride);
   }
+  if (writes_difference(c)) v = reads, value_stride = read_stride;
   reach_state(c, 0);
   comba_gemm_serial('N', 'N', n, V, K, 1, s->keys, K, s->state, V, 0, o, output_stride);
   comba_gemm_serial('N', 'N', n, V, n, 1, s->score[0][0], CHUNK, v, value_stride, 1, o, output_stride);
   decay_state(c);
   comba_gemm_serial('T', 'N', K, V, n, 1, end_of(c, 0), K, v, value_stride, 1, s->state, V);
-  if (c->pairs == 1) return;
+  if (c->writers == 1) return;
   comba_gemm_serial('N', 'N', n, V, n, 1, s->score[0][1], CHUNK, reads, read_stride, 1, o, output_stride);
   comba_gemm_serial('T', 'N', K, V, n, 1, end_of(c, 1), K, reads, read_stride, 1, s->state, V);
 }
@@ -265,7 +279,7 @@ void COMBA_VARIANT(comba_diagonal_decay_chunk_forward)(const diagonal_decay_head
   for (int64_t start = 0; start < h->length; start += CHUNK) {
     const int64_t left = h->length - start;
     if (h->states) scan_load_state(h->states + start / CHUNK * h->state_stride, s.state, size);
-    forward_chunk(&(chunk){h, start, left < CHUNK ? left : CHUNK, h->K, h->V, h->low_rank ? 2 : 1, false, &s});
+    forward_chunk(&(chunk){h, start, left < CHUNK ? left : CHUNK, h->K, h->V, h->readers, h->writers, false, &s});
   }
   memcpy(h->final_state, s.state, (size_t)size * sizeof(real));
 }
@@ -299,7 +313,7 @@ static void reader_gradient(const chunk *c, int x, int64_t first, int64_t i) {
   for (int64_t k = 0; k < K; k++) from[k] = scale * operand[k];
   memset(run, 0, (size_t)K * sizeof(real));
   for (int64_t j = 0; j < end; j++) {
-    for (int w = 0; w < c->pairs; w++)
+    for (int w = 0; w < c->writers; w++)
       pair_gradient(K, s->gradient[x][w][token * CHUNK + first + j], s->pair + j * K, from,
                     operand_row(c, writer[w], first + j), s->block[x] + i * K, s->block[PAIRS + w] + j * K, run);
     if (j + 1 <= i - lag(c, x)) scan_add(gates + (j + 1) * K, run, K);
@@ -312,11 +326,11 @@ static void inside_block(const chunk *c, int64_t first, int64_t m) {
   chunk_scratch *s = c->s;
   for (int i = 0; i < 2 * PAIRS + 1; i++) memset(s->block[i], 0, (size_t)(m * K) * sizeof(real));
   for (int64_t i = 0; i < m; i++) {
-    if (c->pairs > 1 && lag(c, 1)) reader_gradient(c, 1, first, i);
+    if (c->readers > 1 && lag(c, 1)) reader_gradient(c, 1, first, i);
     for (int64_t j = 0; j < i; j++) multiply_decays(K, s->pair + j * K, s->decay + (first + i) * K, s->pair + j * K);
     for (int64_t k = 0; k < K; k++) s->pair[i * K + k] = 1;
     reader_gradient(c, 0, first, i);
-    if (c->pairs > 1 && !lag(c, 1)) reader_gradient(c, 1, first, i);
+    if (c->readers > 1 && !lag(c, 1)) reader_gradient(c, 1, first, i);
   }
 }
 
@@ -331,14 +345,14 @@ static void enter_block(const chunk *c, int64_t block, int64_t first, int64_t m,
   const int64_t K = c->K;
   chunk_scratch *s = c->s;
   real *gates = s->block[2 * PAIRS];
-  for (int x = 0; x < c->pairs; x++) {
+  for (int x = 0; x < c->readers; x++) {
     real *to = s->to_read[x] + first * K, *run = s->sum[RUN];
     const real *read = s->read[x] + first * K;
     for (int64_t i = 0; i < m; i++) {
       multiply(K, to + i * K, s->before + block * K, to + i * K);
       add_product(K, read + i * K, to + i * K, from_state);
     }
-    for (int w = 0; w < c->pairs && block; w++)
+    for (int w = 0; w < c->writers && block; w++)
       comba_gemm_serial('N', 'N', m, K, first, 1, s->gradient[x][w] + first * CHUNK, CHUNK, boundary(c, w, block), K, 1,
                         to, K);
     memset(run, 0, (size_t)K * sizeof(real));
@@ -356,21 +370,21 @@ static void leave_block(const chunk *c, int64_t block, int64_t first, int64_t m,
   const int64_t K = c->K;
   chunk_scratch *s = c->s;
   real *gates = s->block[2 * PAIRS];
-  for (int w = 0; w < c->pairs; w++) {
+  for (int w = 0; w < c->writers; w++) {
     const real *written = boundary(c, w, block + 1);
     real *to = s->to_written[w];
     for (int64_t j = 0; j < first; j++) {
       add_product(K, written + j * K, to + j * K, passing);
       multiply(K, to + j * K, reach_of(c, first + m - 1, 0), to + j * K);
     }
-    for (int x = 0; x < c->pairs && block; x++)
+    for (int x = 0; x < c->readers && block; x++)
       comba_gemm_serial('T', 'N', first, K, m, 1, s->gradient[x][w] + first * CHUNK, CHUNK, s->read[x] + first * K, K,
                         1, to, K);
     for (int64_t j = 0; j < m; j++) add_product(K, s->pair + j * K, to + (first + j) * K, s->block[PAIRS + w] + j * K);
   }
   for (int64_t j = 0; j < m; j++) {
     scan_add(gates + j * K, passing, K);
-    for (int w = 0; w < c->pairs; w++)
+    for (int w = 0; w < c->writers; w++)
       add_product(K, boundary(c, w, block + 1) + (first + j) * K, s->to_written[w] + (first + j) * K, passing);
   }
 }
@@ -397,7 +411,7 @@ static void backward_blocks(const chunk *c) {
     inside_block(c, first, m);
     enter_block(c, block, first, m, s->sum[FROM_STATE]);
     leave_block(c, block, first, m, s->sum[PASSING]);
-    for (int x = 0; x < c->pairs; x++) {
+    for (int x = 0; x < c->readers; x++) {
       store_rows(c, reader[x], first, m, scale_of(c, x), s->block[x]);
       store_rows(c, writer[x], first, m, 1, s->block[PAIRS + x]);
     }
@@ -415,28 +429,36 @@ static void backward_chunk(const chunk *c) {
   find_readers(c);
   find_scores(c);
 
-  /* the gradients of what the readers got, and what the writers wrote */
+  /* the gradients of what the readers got (without b, r = v - u: minus that of v), and what the writers wrote */
   const real *got[PAIRS] = {s->no_output, s->values}, *wrote[PAIRS] = {operand_row(c, VALUE, 0), NULL};
   int64_t got_stride[PAIRS] = {V, V}, wrote_stride[PAIRS] = {h->stride[VALUE], output_stride};
   if (h->output_gradient) got[0] = h->output_gradient + c->start * output_stride, got_stride[0] = output_stride;
-  if (c->pairs > 1) {
-    wrote[1] = h->reads + c->start * output_stride;
+  if (c->readers > 1) {
+    const int w = c->writers - 1;
+    wrote[w] = h->reads + c->start * output_stride, wrote_stride[w] = output_stride;
     find_inverse(c);
-    comba_gemm_serial('N', 'N', n, V, K, 1, end_of(c, 1), K, s->state, V, 0, s->reads, V);
-    comba_gemm_serial('T', 'N', n, V, n, 1, s->score[0][1], CHUNK, got[0], got_stride[0], 1, s->reads, V);
-    comba_gemm_serial('T', 'N', n, V, n, 1, s->inverse, CHUNK, s->reads, V, 0, s->values, V);
+    comba_gemm_serial('N', 'N', n, V, K, 1, end_of(c, w), K, s->state, V, 0, s->reads, V);
+    comba_gemm_serial('T', 'N', n, V, n, 1, s->score[0][w], CHUNK, got[0], got_stride[0], 1, s->reads, V);
+    comba_gemm_serial('T', 'N', n, V, n, writes_difference(c) ? -1 : 1, s->inverse, CHUNK, s->reads, V, 0, s->values,
+                      V);
   }
-  if (h->gradient[VALUE]) {
+  if (h->gradient[VALUE] && writes_difference(c)) {
+    for (int64_t i = 0; i < n; i++) {
+      real *dv = h->gradient[VALUE] + (c->start + i) * h->stride[VALUE];
+      const real keep = h->accumulate[VALUE];
+      for (int64_t j = 0; j < V; j++) dv[j] = (keep != 0 ? dv[j] : 0) - s->values[i * V + j];
+    }
+  } else if (h->gradient[VALUE]) {
     real *dv = h->gradient[VALUE] + c->start * h->stride[VALUE];
     const int64_t stride = h->stride[VALUE];
     comba_gemm_serial('N', 'N', n, V, K, 1, end_of(c, 0), K, s->state, V, h->accumulate[VALUE], dv, stride);
-    for (int x = 0; x < c->pairs; x++)
+    for (int x = 0; x < c->readers; x++)
       comba_gemm_serial('T', 'N', n, V, n, 1, s->score[x][0], CHUNK, got[x], got_stride[x], 1, dv, stride);
   }
-  for (int x = 0; x < c->pairs; x++) {
+  for (int x = 0; x < c->readers; x++) {
     comba_gemm_serial('N', 'T', n, K, V, 1, got[x], got_stride[x], state, V, 0, s->to_read[x], K);
     comba_gemm_serial('N', 'T', n, K, V, 1, wrote[x], wrote_stride[x], s->state, V, 0, s->to_written[x], K);
-    for (int w = 0; w < c->pairs; w++)
+    for (int w = 0; w < c->writers; w++)
       comba_gemm_serial('N', 'T', n, n, V, 1, got[x], got_stride[x], wrote[w], wrote_stride[w], 0, s->gradient[x][w],
                         CHUNK);
   }
@@ -444,7 +466,7 @@ static void backward_chunk(const chunk *c) {
   for (int64_t i = 0; i < K; i++) s->sum[ACROSS][i] = total[i] * scan_dot(state + i * V, s->state + i * V, V);
 
   decay_state(c);
-  for (int x = 0; x < c->pairs; x++) {
+  for (int x = 0; x < c->readers; x++) {
     reach_state(c, x);
     comba_gemm_serial('T', 'N', K, V, n, 1, s->keys, K, got[x], got_stride[x], 1, s->state, V);
   }
@@ -459,7 +481,7 @@ void COMBA_VARIANT(comba_diagonal_decay_chunk_backward)(const diagonal_decay_hea
   memset(s.no_output, 0, (size_t)(CHUNK * h->V) * sizeof(real));
   for (int64_t start = (h->length - 1) / CHUNK * CHUNK; start >= 0 && h->length; start -= CHUNK) {
     const int64_t left = h->length - start;
-    backward_chunk(&(chunk){h, start, left < CHUNK ? left : CHUNK, h->K, h->V, h->low_rank ? 2 : 1, true, &s});
+    backward_chunk(&(chunk){h, start, left < CHUNK ? left : CHUNK, h->K, h->V, h->readers, h->writers, true, &s});
   }
   scan_store_gradient(h->initial_state_gradient, s.state, size, h->accumulate[INITIAL_STATE]);
 }

@@ -28,13 +28,21 @@ static void step(const diagonal_decay_head *h, int64_t t, int64_t first, int64_t
   real *o = h->o + t * h->output_stride + first;
   real read[WIDTH_MAX] = {0}, output[WIDTH_MAX] = {0};
   load_decay(h, t, decay);
-  if (h->low_rank) {
-    const real *a = row_of(h, A, t), *b = row_of(h, B, t);
+  if (h->readers > 1) {
+    const real *a = row_of(h, A, t);
     for (int64_t i = 0; i < K; i++) {
       const real x = h->after_decay ? decay[i] * a[i] : a[i];
 #pragma omp simd
       for (int64_t c = 0; c < width; c++) read[c] += x * from[i * from_stride + c];
     }
+    if (h->writers == 1) { /* the delta rule: k writes v - r */
+      for (int64_t c = 0; c < width; c++) read[c] = v[c] - read[c];
+      v = read;
+    }
+    if (h->reads) memcpy(h->reads + t * h->output_stride + first, read, (size_t)width * sizeof(real));
+  }
+  if (h->writers > 1) {
+    const real *b = row_of(h, B, t);
     for (int64_t i = 0; i < K; i++) {
       const real kept = decay[i], key = k[i], query = q[i], back = b[i];
 #pragma omp simd
@@ -44,7 +52,6 @@ static void step(const diagonal_decay_head *h, int64_t t, int64_t first, int64_t
         output[c] += query * s;
       }
     }
-    if (h->reads) memcpy(h->reads + t * h->output_stride + first, read, (size_t)width * sizeof(real));
   } else {
     for (int64_t i = 0; i < K; i++) {
       const real kept = decay[i], key = k[i], query = q[i];
@@ -103,8 +110,10 @@ static void replay(const diagonal_decay_head *h, int64_t start, int64_t n, int64
   const int64_t K = h->K;
   for (int64_t t = 0; t < n; t++) {
     const int64_t token = start + t;
+    const real *reads = h->reads ? h->reads + token * h->output_stride + first : NULL;
     const real *k = row_of(h, KEY, token), *v = row_of(h, VALUE, token) + first;
-    const real *b = h->low_rank ? row_of(h, B, token) : NULL;
+    const real *b = h->writers > 1 ? row_of(h, B, token) : NULL;
+    if (reads && !b) v = reads;
     load_decay(h, token, s->decay);
     for (int64_t c = 0; c < width; c++) {
       const real *before = s->states + (t * width + c) * K;
@@ -112,9 +121,8 @@ static void replay(const diagonal_decay_head *h, int64_t start, int64_t n, int64
 #pragma omp simd
       for (int64_t i = 0; i < K; i++) after[i] = s->decay[i] * before[i] + v[c] * k[i];
       if (!b) continue;
-      const real read = h->reads[token * h->output_stride + first + c];
 #pragma omp simd
-      for (int64_t i = 0; i < K; i++) after[i] += read * b[i];
+      for (int64_t i = 0; i < K; i++) after[i] += reads[c] * b[i];
     }
   }
 }
@@ -124,7 +132,8 @@ static void step_back(const diagonal_decay_head *h, int64_t t, int64_t first, in
                       const real *after, const recurrent_scratch *s) {
   const int64_t K = h->K;
   const real *q = row_of(h, Q, t), *k = row_of(h, KEY, t), *v = row_of(h, VALUE, t) + first;
-  const real *a = h->low_rank ? row_of(h, A, t) : NULL, *b = h->low_rank ? row_of(h, B, t) : NULL;
+  const real *a = h->readers > 1 ? row_of(h, A, t) : NULL, *b = h->writers > 1 ? row_of(h, B, t) : NULL;
+  const real *reads = a ? h->reads + t * h->output_stride + first : NULL;
   const real *output = h->output_gradient ? h->output_gradient + t * h->output_stride + first : NULL;
   real *dv = h->gradient[VALUE] ? h->gradient[VALUE] + t * h->stride[VALUE] + first : NULL;
   real *dq = s->sum[Q], *dk = s->sum[KEY], *dg = s->sum[GATE], *da = s->sum[A], *db = s->sum[B], *decay = s->decay;
@@ -132,7 +141,7 @@ static void step_back(const diagonal_decay_head *h, int64_t t, int64_t first, in
   for (int i = 0; i < OPERANDS; i++) memset(s->sum[i], 0, (size_t)K * sizeof(real));
   for (int64_t c = 0; c < width; c++, before += K, after += K) {
     real *gradient = s->gradient + c * K, to_value = 0;
-    const real read = output ? h->scale * output[c] : 0, value = v[c];
+    const real read = output ? h->scale * output[c] : 0, value = a && !b ? reads[c] : v[c];
 #pragma omp simd reduction(+ : to_value)
     for (int64_t i = 0; i < K; i++) {
       const real x = gradient[i] + q[i] * read;
@@ -150,12 +159,16 @@ static void step_back(const diagonal_decay_head *h, int64_t t, int64_t first, in
       }
       continue;
     }
-    const real r = h->reads[t * h->output_stride + first + c];
     real y = 0; /* the gradient of r */
+    if (b) {
+      const real r = reads[c];
 #pragma omp simd reduction(+ : y)
-    for (int64_t i = 0; i < K; i++) {
-      db[i] += gradient[i] * r;
-      y += gradient[i] * b[i];
+      for (int64_t i = 0; i < K; i++) {
+        db[i] += gradient[i] * r;
+        y += gradient[i] * b[i];
+      }
+    } else {
+      y = -to_value;
     }
     if (h->after_decay)
 #pragma omp simd
