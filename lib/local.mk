@@ -188,6 +188,8 @@ kernel_sources = \
 	lib/scan/memory_mlp.c \
 	lib/scan/memory_mlp.h \
 	lib/scan/memory_mlp_chunk.c \
+	lib/scan/memory_mlp_map.c \
+	lib/scan/memory_mlp_map.h \
 	lib/scan/mesa.c \
 	lib/scan/mesa.h \
 	lib/scan/mesa_solve.c \

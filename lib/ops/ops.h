@@ -626,27 +626,33 @@ static inline comba_tensor *comba_memory(comba_graph *graph, const comba_memory_
 }
 
 /* A memory of two layers, f(x) = gelu(x w1 + b1) w2 + b2 (gelu with tanh), that descends an inner loss while it reads
- * (docs/memory.md; TTT-MLP), for each head. The tokens of a chunk take their gradients at the memory it starts with:
- *   loss_j = 1/2 |LN(f(k_j)) - (v_j - k_j)|^2, LN with norm_weight and norm_bias
- *   memory_i = memory - max(1/i + token_offset_i, 0) sum_{j <= i} rate_j d loss_j / d memory,  i = 1 .. C in the chunk
- *   o_i = f_i(q_i), f_i with memory_i; memory_C is where the next chunk starts.
- * q, k, v (B,T,H,F); rate (B,T,H); token_offset (C); norm_weight, norm_bias (H,F); w1 (H,F,M), b1 (H,M), w2 (H,M,F), b2 (H,F): the
- * first memory; initial_state (N,H,S) optional, S = 2 (2 F M + M + F): zeros are the beginning; position (1) int32, optional: the
- * tokens before the first, which say where in a chunk it is; cu_seqlens (N+1) optional. Output o (B,T,H,F); `final_state` (or
- * NULL) receives (N,H,S), and may share memory with initial_state in a graph without backward. */
+ * (docs/memory.md; TTT-MLP, MIRAS), for each head. The tokens of a chunk take their gradients at the memory A_0 it starts with:
+ *   loss_j of f(k_j), with the memory m(A_0), against v_j - k_j
+ *   G_i = e^{retention_i} G_{i-1} + rate_i d loss_i / d memory,  e_i = e^{retention_i} e_{i-1};  G_0 = 0, e_0 = 1
+ *   o_i = f(q_i) with the memory e_i m(A_0) - w_i G_i,  w_i = max(1/i + token_offset_i, 0), 1 without token_offset
+ * and behind the last token A = e A_0 - w G is where the next chunk starts. The map m (comba_memory_map) is of w1 and w2, each by
+ * itself; biases are their own. q, k, v (B,T,H,F); rate, retention <= 0, threshold (B,T,H), all but rate optional; token_offset
+ * (chunk); norm_weight, norm_bias (H,F) of the layer norm's loss; w1 (H,F,M), b1 (H,M), w2 (H,M,F), b2 (H,F): the first A;
+ * initial_state (N,H,S) optional, S = 2 (2 F M + M + F), one more with retention: zeros are the beginning; position (1) int32,
+ * optional: the tokens before the first, which say where in a chunk it is; cu_seqlens (N+1) optional. o (B,T,H,F);
+ * `final_state` (or NULL) receives (N,H,S), and may share memory with initial_state in a graph without backward. */
 typedef struct comba_memory_mlp_attributes {
-  double epsilon;  /* of LN; 0 means 1e-6 */
-  comba_mode mode; /* COMBA_MODE_AUTO: chunks */
+  int64_t chunk; /* tokens, at most 64; 0 means 16 */
+  comba_inner_loss_attributes loss;
+  comba_memory_map map;
+  double map_exponent; /* 0 means 4 */
+  double map_total;    /* 0: a matrix, column or row of equal entries gives a unit row of equal entries back as ones */
+  comba_mode mode;     /* COMBA_MODE_RECURRENT: forward token by token; else a chunk at a time */
 } comba_memory_mlp_attributes;
 typedef struct comba_memory_mlp_operands {
-  comba_tensor *q, *k, *v, *rate, *token_offset, *norm_weight, *norm_bias, *w1, *b1, *w2, *b2;
+  comba_tensor *q, *k, *v, *rate, *retention, *threshold, *token_offset, *norm_weight, *norm_bias, *w1, *b1, *w2, *b2;
   comba_tensor *initial_state, *position, *cu_seqlens;
 } comba_memory_mlp_operands;
 static inline comba_tensor *comba_memory_mlp(comba_graph *graph, const comba_memory_mlp_operands *x,
                                              comba_memory_mlp_attributes attributes, comba_tensor **final_state) {
-  return COMBA_APPEND(graph, memory_mlp, &attributes, final_state, x->q, x->k, x->v, x->rate, x->token_offset,
-                      x->norm_weight, x->norm_bias, x->w1, x->b1, x->w2, x->b2, x->initial_state, x->position,
-                      x->cu_seqlens);
+  return COMBA_APPEND(graph, memory_mlp, &attributes, final_state, x->q, x->k, x->v, x->rate, x->retention,
+                      x->threshold, x->token_offset, x->norm_weight, x->norm_bias, x->w1, x->b1, x->w2, x->b2,
+                      x->initial_state, x->position, x->cu_seqlens);
 }
 
 /* Softmax attention: q (B,T,H,D), k, v (B,T,HKV,D), H a multiple of HKV (query head h reads head h / (H/HKV)) -> (B,T,H,D).
