@@ -132,6 +132,7 @@ kernel_sources = \
 	lib/ops/exponential_gate.c \
 	lib/ops/extent.h \
 	lib/ops/gated_rms_norm.c \
+	lib/ops/gelu.h \
 	lib/ops/gradient.h \
 	lib/ops/gradient_clip.c \
 	lib/ops/grid_order.h \

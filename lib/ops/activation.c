@@ -3,11 +3,13 @@
  *   sigmoid  s = 1 / (1 + e^-x)    s (1 - s)
  *   silu     x s                   s + x s (1 - s)
  *   gelu     x Phi(x)              Phi(x) + x phi(x), Phi and phi the normal distribution and its density
+ *   gelu tanh  gelu in its form with tanh (ops/gelu.h)
  *   tanh     tanh(x)               1 - tanh(x)^2
  *   relu     max(x, 0)             1 where x > 0
  *   elu + 1  x + 1, e^x if x <= 0  1, e^x if x <= 0
  *   relu^2   max(x, 0)^2           2 max(x, 0) */
 #include "ops/extent.h"
+#include "ops/gelu.h"
 #include "ops/gradient.h"
 #include "ops/ops.h"
 #include "ops/rows.h"
@@ -15,9 +17,9 @@
 static comba_status infer(comba_signature *s) {
   const comba_activation_attributes *attributes = s->attributes;
   if (!comba_extent_fits(&s->input[0], 0)) return comba_fail_shape(s, 0, "any shape");
-  if ((unsigned)attributes->function > COMBA_SQUARED_RELU)
+  if ((unsigned)attributes->function > COMBA_GELU_TANH)
     return comba_fail(COMBA_ERROR_ARGUMENT, "activation: function is %d, expected 0 to %d", (int)attributes->function,
-                      COMBA_SQUARED_RELU);
+                      COMBA_GELU_TANH);
   s->outputs = 1;
   s->output[0] = s->input[0];
   return COMBA_OK;
@@ -71,6 +73,9 @@ static void map(comba_function function, real scale, const real *restrict x, rea
   case COMBA_SQUARED_RELU:
     for (int64_t i = 0; i < n; i++) y[i] = x[i] > 0 ? scale * x[i] * x[i] : 0;
     break;
+  case COMBA_GELU_TANH:
+    for (int64_t i = 0; i < n; i++) y[i] = scale * comba_gelu_tanh(x[i], &density);
+    break;
   }
 }
 
@@ -111,6 +116,13 @@ static void map_gradient(comba_function function, real scale, const real *restri
     break;
   case COMBA_SQUARED_RELU:
     for (int64_t i = 0; i < n; i++) slope[i] = x[i] > 0 ? 2 * scale * x[i] * dy[i] : 0;
+    break;
+  case COMBA_GELU_TANH:
+    for (int64_t i = 0; i < n; i++) {
+      real derivative;
+      comba_gelu_tanh(x[i], &derivative);
+      slope[i] = scale * dy[i] * derivative;
+    }
     break;
   }
 }
@@ -167,6 +179,10 @@ static const comba_case cases[] = {
      .attributes = FUNCTION(COMBA_ELU_PLUS_ONE, 0.5),
      .input = {{COMBA_SHAPE(61), SATURATED}}},
     {.name = "relu^2", .attributes = FUNCTION(COMBA_SQUARED_RELU, 0.5), .input = {{COMBA_SHAPE(3, 5, 83)}}},
+    {.name = "gelu tanh", .attributes = FUNCTION(COMBA_GELU_TANH, 0), .input = {{COMBA_SHAPE(3, 5, 83)}}},
+    {.name = "gelu tanh, saturated",
+     .attributes = FUNCTION(COMBA_GELU_TANH, 0.5),
+     .input = {{COMBA_SHAPE(61), SATURATED}}},
     {.name = "silu, 2048 x 1024",
      .attributes = FUNCTION(COMBA_SILU, 0),
      .benchmark = true,
@@ -179,7 +195,7 @@ static const comba_case cases[] = {
 
 const comba_op COMBA_VARIANT(comba_op_activation) = {
     .name = "activation",
-    .formula = "y = scale f(x), f sigmoid, silu, gelu, tanh, relu, elu + 1 or relu^2",
+    .formula = "y = scale f(x), f sigmoid, silu, gelu, tanh, relu, elu + 1, relu^2 or gelu with tanh",
     .inputs = 1,
     .outputs = 1,
     .input_class = {COMBA_ACTIVATION},

@@ -52,6 +52,7 @@ typedef enum comba_function {
   COMBA_RELU,
   COMBA_ELU_PLUS_ONE,
   COMBA_SQUARED_RELU,
+  COMBA_GELU_TANH, /* gelu in its form with tanh */
 } comba_function;
 typedef struct comba_activation_attributes {
   comba_function function;

@@ -13,6 +13,7 @@
  * A call may begin and end inside a chunk. Then the sums of e_ij a_j k_j^T n1_j so far are kept apart, `gathered`, and token i
  * reads the memory of the chunk's start less r_i times them. */
 #include "core/gemm.h"
+#include "ops/gelu.h"
 #include "scan/memory_mlp.h"
 #include "scan/scalar.h"
 
@@ -128,27 +129,15 @@ int64_t COMBA_VARIANT(comba_memory_mlp_scratch)(int64_t F, int64_t M, int64_t C,
 
 /* ---- Rows --------------------------------------------------------------------------------------------------------- */
 
-/* gelu in the form with tanh, x sigmoid(w) with w = x (a + b x^2), and its derivative. */
-static const real GELU_A = (real)1.5957691216057308, GELU_B = (real)0.07135481627260025;
-
 static void gelu_rows(int64_t count, const real *z, real *y, real *slope) {
 #pragma omp simd
-  for (int64_t i = 0; i < count; i++) {
-    const real x = z[i], squared = GELU_B * x * x, s = comba_sigmoid(x * (GELU_A + squared));
-    y[i] = x * s;
-    slope[i] = s + x * s * (1 - s) * (GELU_A + 3 * squared);
-  }
+  for (int64_t i = 0; i < count; i++) y[i] = comba_gelu_tanh(z[i], &slope[i]);
 }
 
 /* dz = dn h gelu''(z) */
 static void gelu_curve_rows(int64_t count, const real *z, const real *dn, const real *h, real *dz) {
 #pragma omp simd
-  for (int64_t i = 0; i < count; i++) {
-    const real x = z[i], squared = GELU_B * x * x, s = comba_sigmoid(x * (GELU_A + squared));
-    const real slope = GELU_A + 3 * squared;
-    const real curve = s * (1 - s) * (2 * slope + 6 * squared + x * slope * slope * (1 - 2 * s));
-    dz[i] = dn[i] * h[i] * curve;
-  }
+  for (int64_t i = 0; i < count; i++) dz[i] = dn[i] * h[i] * comba_gelu_tanh_curve(z[i]);
 }
 
 /* ---- Layers ------------------------------------------------------------------------------------------------------- */
