@@ -24,11 +24,14 @@ static double elu_plus_one(double x) {
   return x > 0 ? x + 1 : exp(x);
 }
 
+static const oracle_family oracle_transformer = {.mix = oracle_attend};
+
 typedef struct recurrence_case {
   const char *name;
   const char *json; /* the mixer's fields, each followed by ", "; quoted by ' for legibility */
   const oracle_family *family;
-  const void *config; /* of the family's own */
+  const void *config;                /* of the family's own */
+  const oracle_attention *attention; /* of hybrid layers */
 } recurrence_case;
 
 /* Comba, Gated DeltaNet, DeltaNet: HV value heads of 8 EXPAND, W taps; then what differs from the released layer. */
@@ -139,6 +142,20 @@ static const recurrence_case cases[] = {
     LINEAR(linear_attn, ", elu, normalised", 2, 2, "'feature_map': 'elu', 'norm_feature_map': true, ",
            .features = ORACLE_NO_WEIGHTS, .map = elu_plus_one, .normalized = true),
     LINEAR(linear_attn, ", identity", 2, 2, "'feature_map': 'identity', ", .features = ORACLE_NO_WEIGHTS),
+    {.name = "transformer",
+     .json = "'model_type': 'transformer', 'num_heads': 4, 'num_kv_heads': 2, 'qk_norm': true, 'qkv_bias': true, ",
+     .family = &oracle_transformer,
+     .attention = &(const oracle_attention){.heads = 4, .kv_heads = 2}},
+    {.name = "transformer, window",
+     .json = "'model_type': 'transformer', 'num_heads': 2, 'window_size': 5, ",
+     .family = &oracle_transformer,
+     .attention = &(const oracle_attention){.heads = 2, .kv_heads = 2, .window = 5}},
+    {.name = "retnet, hybrid",
+     .json = "'model_type': 'retnet', 'num_heads': 2, 'attn': {'layers': [1], 'num_heads': 4, 'num_kv_heads': 1, "
+             "'window_size': 3}, ",
+     .family = &oracle_retnet,
+     .config = &(const oracle_linear_config){.heads = 2, .kv_heads = 2},
+     .attention = &(const oracle_attention){.heads = 4, .kv_heads = 1, .window = 3, .layers = 1u << 1}},
 
     MLSTM("", 2, "", .cap = 15, .epsilon = 1e-6),
     MLSTM(", wide, low cap", 4, "'qk_dim_factor': 1, 'v_dim_factor': 2, 'gate_soft_cap': 2, 'eps': 0.01, ", .cap = 2,
@@ -185,6 +202,7 @@ static subject subject_create(int index, float gain) {
   subject s = {.name = c->name};
   for (int i = 0; i < MODES; i++) s.model[i] = create(c, modes[i], gain);
   s.oracle = oracle_model_create(c->family, c->config, s.model[0]);
+  s.oracle->attention = c->attention;
   return s;
 }
 
@@ -224,6 +242,35 @@ START_TEST(logits_and_loss_are_the_oracles) {
   const int64_t lengths[] = {1, 2, 63, 65, 130};
   subject s = subject_create(_i, 1);
   for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) compare_forward(&s, 2, lengths[i], 1e-5);
+  subject_free(&s);
+}
+END_TEST
+
+/* A prompt, then single tokens: the state of a decoder holds all that the recurrence has. */
+START_TEST(decoded_logits_are_the_oracles) {
+  enum { T = 80 };
+  static const int64_t prompts[] = {1, 3, 66};
+  static double expected[T * VOCABULARY];
+  subject s = subject_create(_i, 1);
+  int32_t *ids = model_case_tokens(T, VOCABULARY, 2);
+  oracle_model_forward(s.oracle, ids, 1, T, expected, NULL);
+  for (int m = 0; m < MODES; m++) {
+    comba_decoder *decoder = NULL;
+    ck_assert_done(comba_decoder_create(&decoder, s.model[m], 1, T));
+    for (size_t i = 0; i < sizeof prompts / sizeof *prompts; i++) {
+      comba_decoder_reset(decoder);
+      for (int64_t from = 0, to = prompts[i]; from < T; from = to++) {
+        float found[VOCABULARY], rounded[VOCABULARY];
+        ck_assert_done(comba_decoder_feed(decoder, ids + from, to - from, found));
+        for (int j = 0; j < VOCABULARY; j++) rounded[j] = (float)expected[(to - 1) * VOCABULARY + j];
+        const double error = model_case_distance(found, rounded, VOCABULARY);
+        ck_assert_msg(error <= 2e-5, "%s, mode %d, prompt of %d: logits after token %d differ by %.3g", s.name, m,
+                      (int)prompts[i], (int)to, error);
+      }
+    }
+    comba_decoder_free(decoder);
+  }
+  free(ids);
   subject_free(&s);
 }
 END_TEST
@@ -287,6 +334,7 @@ int main(void) {
   TCase *tests = tcase_create("every row");
   tcase_set_timeout(tests, 0);
   tcase_add_loop_test(tests, logits_and_loss_are_the_oracles, 0, CASES);
+  tcase_add_loop_test(tests, decoded_logits_are_the_oracles, 0, CASES);
   tcase_add_loop_test(tests, saturated_gates_lose_no_more_than_a_digit, 0, CASES);
   tcase_add_loop_test(tests, gradients_are_the_oracles_slopes, 0, CASES);
   suite_add_tcase(suite, tests);

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "softmax_attention.h"
+
 struct oracle_weight {
   char name[128];
   int64_t shape[4];
@@ -148,6 +150,47 @@ double *oracle_norm(oracle_model *oracle, const char *name, const double *x, int
   return y;
 }
 
+void oracle_rotate(oracle_model *oracle, double *x, int64_t heads, int64_t D) {
+  for (int64_t row = 0; row < oracle->length * heads; row++)
+    for (int64_t j = 0; j < D / 2; j++) {
+      const double angle = (double)(row / heads) * pow(10000, -2 * (double)j / (double)D);
+      double *low = &x[row * D + j], *high = &x[row * D + j + D / 2], before = *low;
+      *low = before * cos(angle) - *high * sin(angle);
+      *high = *high * cos(angle) + before * sin(angle);
+    }
+}
+
+double *oracle_attend(oracle_model *oracle, const double *x) {
+  const oracle_attention *a = oracle->attention;
+  const int64_t T = oracle->length, H = a->heads, G = a->kv_heads, D = oracle->hidden / H;
+  double *q = oracle_linear(oracle, "q_proj", x), *k = oracle_linear(oracle, "k_proj", x);
+  const double *v = oracle_linear(oracle, "v_proj", x);
+  if (oracle_has(oracle, "q_norm.weight")) {
+    q = oracle_norm(oracle, "q_norm", q, T * H, D, 1e-5);
+    k = oracle_norm(oracle, "k_norm", k, T * G, D, 1e-5);
+  }
+  oracle_rotate(oracle, q, H, D);
+  oracle_rotate(oracle, k, G, D);
+  double *o = oracle_zeros(oracle, T * H * D);
+  for (int64_t h = 0; h < H; h++) {
+    const int64_t shared = h / (H / G) * D;
+    const softmax_attention head = {.T = T,
+                                    .S = T,
+                                    .D = D,
+                                    .window = a->window,
+                                    .causal = true,
+                                    .scale = 1 / sqrt((double)D),
+                                    .q = q + h * D,
+                                    .k = k + shared,
+                                    .v = v + shared,
+                                    .query_stride = H * D,
+                                    .key_stride = G * D,
+                                    .o = o + h * D};
+    softmax_attention_run(&head);
+  }
+  return oracle_linear(oracle, "o_proj", o);
+}
+
 double *oracle_mlp(oracle_model *oracle, const double *x) {
   const int64_t count = oracle->length * oracle_extent(oracle, "up_proj.weight", 0);
   const double *gate = oracle_linear(oracle, "gate_proj", x);
@@ -170,7 +213,8 @@ void oracle_add_branch(oracle_model *oracle, const char *norm, const char *prefi
 /* ---- The model ---------------------------------------------------------------------------------------------------- */
 
 static void run_block(oracle_model *oracle, double *x) {
-  oracle_add_branch(oracle, "attn_norm", "attn", x, oracle->family->mix);
+  const bool attends = oracle->attention && oracle->attention->layers >> oracle->layer & 1;
+  oracle_add_branch(oracle, "attn_norm", "attn", x, attends ? oracle_attend : oracle->family->mix);
   if (oracle_has(oracle, "mlp.up_proj.weight")) oracle_add_branch(oracle, "mlp_norm", "mlp", x, oracle_mlp);
 }
 

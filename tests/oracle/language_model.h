@@ -26,9 +26,17 @@ typedef struct oracle_family {
   const char *gates; /* part of the names of the weights behind decays and rates, for the test where they saturate */
 } oracle_family;
 
+/* Softmax attention: the mixer of a transformer, and of the layers whose bit is set in the models of other mixers. */
+typedef struct oracle_attention {
+  int64_t heads, kv_heads;
+  int64_t window; /* 0: none */
+  unsigned layers;
+} oracle_attention;
+
 struct oracle_model {
   const oracle_family *family;
-  const void *config; /* of the family's own */
+  const void *config;                /* of the family's own */
+  const oracle_attention *attention; /* NULL: none; may be set after oracle_model_create */
   int64_t hidden, layers, vocabulary;
   double norm_epsilon;
   /* while a sequence runs */
@@ -67,6 +75,10 @@ double *oracle_convolution(oracle_model *oracle, const char *name, const double 
 /* Rows of `size`: x / sqrt(mean x^2 + epsilon) NAME.weight; with NAME.bias a LayerNorm. */
 double *oracle_norm(oracle_model *oracle, const char *name, const double *x, int64_t rows, int64_t size,
                     double epsilon);
+/* Halves of each head's D channels turned by t 10000^(-2j/D); x (T,heads,D) */
+void oracle_rotate(oracle_model *oracle, double *x, int64_t heads, int64_t D);
+/* y (T,d) by oracle->attention; q and k are normed where the model has weights for it, epsilon 1e-5 */
+double *oracle_attend(oracle_model *oracle, const double *x);
 /* x += branch(norm(x)), the norm NORM and the branch below PREFIX of the layer */
 void oracle_add_branch(oracle_model *oracle, const char *norm, const char *prefix, double *x,
                        double *(*branch)(oracle_model *oracle, const double *x));

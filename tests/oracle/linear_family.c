@@ -120,17 +120,6 @@ static double *hgrn2(oracle_model *oracle, const double *x) {
   return oracle_linear(oracle, "o_proj", oracle_norm(oracle, "g_norm", recur(oracle, &a, g), T, d, 1e-5));
 }
 
-/* Halves of each head's channels turned by t 10000^(-2j/K) */
-static void rotate(double *x, int64_t T, int64_t heads, int64_t K) {
-  for (int64_t row = 0; row < T * heads; row++)
-    for (int64_t j = 0; j < K / 2; j++) {
-      const double angle = (double)(row / heads) * pow(10000, -2 * (double)j / (double)K);
-      double *low = &x[row * K + j], *high = &x[row * K + j + K / 2], before = *low;
-      *low = before * cos(angle) - *high * sin(angle);
-      *high = *high * cos(angle) + before * sin(angle);
-    }
-}
-
 /* Decay 1 - 2^(-5-h) of head h, rotary positions */
 static double *retnet(oracle_model *oracle, const double *x) {
   const oracle_linear_config *c = oracle->config;
@@ -138,8 +127,8 @@ static double *retnet(oracle_model *oracle, const double *x) {
   const int64_t T = oracle->length;
   double *g = oracle_zeros(oracle, T * c->heads * a.K);
   for (int64_t i = 0; i < T * c->heads * a.K; i++) g[i] = log1p(-pow(2, -5 - (double)(i / a.K % c->heads)));
-  rotate(a.q, T, c->heads, a.K);
-  rotate(a.k, T, c->kv_heads, a.K);
+  oracle_rotate(oracle, a.q, c->heads, a.K);
+  oracle_rotate(oracle, a.k, c->kv_heads, a.K);
   return gated_output(oracle, &a, recur(oracle, &a, g), x);
 }
 
