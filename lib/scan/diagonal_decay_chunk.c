@@ -411,10 +411,8 @@ static void backward_blocks(const chunk *c) {
     inside_block(c, first, m);
     enter_block(c, block, first, m, s->sum[FROM_STATE]);
     leave_block(c, block, first, m, s->sum[PASSING]);
-    for (int x = 0; x < c->readers; x++) {
-      store_rows(c, reader[x], first, m, scale_of(c, x), s->block[x]);
-      store_rows(c, writer[x], first, m, 1, s->block[PAIRS + x]);
-    }
+    for (int x = 0; x < c->readers; x++) store_rows(c, reader[x], first, m, scale_of(c, x), s->block[x]);
+    for (int w = 0; w < c->writers; w++) store_rows(c, writer[w], first, m, 1, s->block[PAIRS + w]);
     store_rows(c, GATE, first, m, 1, s->block[2 * PAIRS]);
   }
 }
@@ -457,11 +455,12 @@ static void backward_chunk(const chunk *c) {
   }
   for (int x = 0; x < c->readers; x++) {
     comba_gemm_serial('N', 'T', n, K, V, 1, got[x], got_stride[x], state, V, 0, s->to_read[x], K);
-    comba_gemm_serial('N', 'T', n, K, V, 1, wrote[x], wrote_stride[x], s->state, V, 0, s->to_written[x], K);
     for (int w = 0; w < c->writers; w++)
       comba_gemm_serial('N', 'T', n, n, V, 1, got[x], got_stride[x], wrote[w], wrote_stride[w], 0, s->gradient[x][w],
                         CHUNK);
   }
+  for (int w = 0; w < c->writers; w++)
+    comba_gemm_serial('N', 'T', n, K, V, 1, wrote[w], wrote_stride[w], s->state, V, 0, s->to_written[w], K);
   total = total_of(c);
   for (int64_t i = 0; i < K; i++) s->sum[ACROSS][i] = total[i] * scan_dot(state + i * V, s->state + i * V, V);
 
