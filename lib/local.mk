@@ -118,7 +118,6 @@ kernel_sources = \
 	lib/ops/bonus.c \
 	lib/ops/bounded_gate.c \
 	lib/ops/channel_decay.c \
-	lib/ops/channel_gate.c \
 	lib/ops/channels_to_tokens.c \
 	lib/ops/constant.c \
 	lib/ops/convolution.c \

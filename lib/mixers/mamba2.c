@@ -19,22 +19,6 @@ typedef struct config {
   bool use_bias, use_conv_bias, D_has_hdim, rmsnorm, norm_before_gate, rescale_prenorm_residual;
 } config;
 
-/* u (B,T,channels) -> silu(conv(u)) */
-static comba_tensor *convolve(comba_build *build, const config *c, comba_tensor *u, int64_t channels) {
-  const int64_t taps = c->conv_kernel;
-  const size_t length = comba_build_enter(build, "conv1d");
-  comba_tensor *weight = comba_build_parameter(build, "weight", COMBA_SHAPE(channels, 1, taps), COMBA_ROLE_CONVOLUTION,
-                                               build->convolution_initial);
-  comba_tensor *bias = c->use_conv_bias ? comba_build_vector(build, "bias", channels, 0) : NULL;
-  comba_build_leave(build, length);
-  comba_tensor *after = NULL;
-  comba_tensor *before =
-      taps > 1 ? comba_build_state(build, "conv1d", COMBA_SHAPE(build->batch, taps - 1, channels)) : NULL;
-  u = comba_short_convolution(build->graph, u, weight, bias, before, build->cu_seqlens, true, &after);
-  comba_build_update(build, before, after);
-  return u;
-}
-
 /* Norm and gate of y (B,T,inner) by groups of channels */
 static comba_tensor *gated_norm(comba_build *build, const config *c, comba_tensor *y, comba_tensor *z, int64_t inner) {
   comba_graph *graph = build->graph;
@@ -67,7 +51,8 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   comba_tensor *part[2] = {NULL, NULL}; /* of the projection, then of the convolution */
   comba_tensor *z = comba_build_linear(build, "in_proj", x, inner + channels + H, c->use_bias);
   z = comba_split(graph, z, (comba_split_attributes){3, {inner, channels, H}}, part);
-  comba_tensor *u = convolve(build, c, part[0], channels), *dt = part[1];
+  comba_tensor *u = comba_build_convolution(build, "conv1d", part[0], c->conv_kernel, true, c->use_conv_bias);
+  comba_tensor *dt = part[1];
   u = comba_split(graph, u, (comba_split_attributes){3, {inner, G * N, G * N}}, part);
   u = comba_reshape(graph, u, COMBA_SHAPE(B, T, H, P));
   comba_tensor *k = comba_reshape(graph, part[0], COMBA_SHAPE(B, T, G, N));

@@ -7,6 +7,7 @@
  *   y = W_o RMSNorm(o), gated by silu(W_g x) if asked */
 #include "mixers/delta_heads.h"
 #include "mixers/projection.h"
+#include "mixers/recurrence.h"
 
 #include <math.h>
 #include <stddef.h>
@@ -47,18 +48,14 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   comba_tensor *g = build_log_decay(build, x, H);
   comba_tensor *beta = comba_activation(graph, comba_build_linear(build, "b_proj", x, H, true), COMBA_SIGMOID, 1);
 
-  comba_tensor *keys = comba_build_state(build, "h_kk", COMBA_SHAPE(B, H, K, K)), *keys_after = NULL;
-  comba_tensor *values = comba_build_state(build, "h_kv", COMBA_SHAPE(B, H, K, K)), *values_after = NULL;
   const comba_mesa_attributes solver = {.lower_bound = c->lambda_lower_bound,
                                         .steps = build->states ? c->max_cg_step_decoding : c->max_cg_step_training,
                                         .mode = build->mode};
-  const comba_scalar_decay_attributes scan = {.scale = 1, .mode = build->mode};
-  comba_tensor *query =
-      comba_mesa(graph, q, k, beta, g, keys, build->cu_seqlens, build_lambda(build, c), solver, &keys_after);
-  comba_tensor *o = comba_scalar_decay(graph, query, k, comba_token_scale(graph, v, beta, false), g, values,
-                                       build->cu_seqlens, scan, &values_after);
-  comba_build_update(build, keys, keys_after);
-  comba_build_update(build, values, values_after);
+  comba_tensor *before = comba_build_state(build, "h_kk", COMBA_SHAPE(B, H, K, K)), *after = NULL;
+  q = comba_mesa(graph, q, k, beta, g, before, build->cu_seqlens, build_lambda(build, c), solver, &after);
+  comba_build_update(build, before, after);
+  v = comba_token_scale(graph, v, beta, false);
+  comba_tensor *o = comba_build_scalar_decay(build, "h_kv", q, k, v, g, (comba_scalar_decay_attributes){.scale = 1});
 
   comba_tensor *gate = c->use_gate ? comba_build_linear(build, "g_proj", x, H * K, false) : NULL;
   return comba_build_head_output(build, "o_norm.weight", o, gate, COMBA_SILU, d);

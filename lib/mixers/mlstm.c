@@ -9,6 +9,7 @@
  * would be for a value that is always 1. The lower bound becomes e^{-m_t}. */
 #include "mixers/mixer.h"
 #include "mixers/projection.h"
+#include "mixers/recurrence.h"
 
 #include <stddef.h>
 
@@ -36,17 +37,14 @@ static comba_tensor *build_memory(comba_build *build, const config *c, comba_ten
                                   comba_tensor *v, comba_tensor *input_gate, comba_tensor *forget_gate) {
   if (!q || !v) return NULL;
   comba_graph *graph = build->graph;
-  const int64_t B = build->batch, H = v->shape.size[2], K = q->shape.size[3], V = v->shape.size[3];
-  comba_tensor *exponent = comba_build_state(build, "exponent", COMBA_SHAPE(B, H));
-  comba_tensor *memory = comba_build_state(build, "recurrent", COMBA_SHAPE(B, H, K, V + 1)), *after = NULL;
+  comba_tensor *exponent = comba_build_state(build, "exponent", COMBA_SHAPE(build->batch, v->shape.size[2]));
   comba_tensor *scale = NULL, *m = NULL;
   const comba_exponential_gate_attributes gates = {c->gate_soft_cap, c->forget_gate == FORGET_EXPONENTIAL};
   comba_tensor *g =
       comba_exponential_gate(graph, input_gate, forget_gate, exponent, build->cu_seqlens, gates, &scale, &m);
   comba_tensor *values = comba_token_scale(graph, v, scale, true);
-  const comba_scalar_decay_attributes attributes = {.mode = build->mode};
-  comba_tensor *read = comba_scalar_decay(graph, q, k, values, g, memory, build->cu_seqlens, attributes, &after);
-  comba_build_update(build, memory, after);
+  comba_tensor *read =
+      comba_build_scalar_decay(build, "recurrent", q, k, values, g, (comba_scalar_decay_attributes){0});
   if (exponent) comba_build_update(build, exponent, comba_last_token(graph, m));
   return comba_normalized_read(graph, read, m, c->eps);
 }
@@ -68,12 +66,13 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   const comba_initial forget_bias = {exponential ? COMBA_DRAW_CONSTANT : COMBA_DRAW_FORGET_BIAS, 0};
   comba_tensor *f = build_gate(build, "fgate_preact", x, H, forget_bias);
 
+  comba_tensor *weight = comba_build_vector(build, "multihead_norm.weight", H * V, 1);
   comba_tensor *h = build_memory(build, c, comba_reshape(graph, q, COMBA_SHAPE(B, T, H, K)),
                                  comba_reshape(graph, k, COMBA_SHAPE(B, T, H, K)),
                                  comba_reshape(graph, v, COMBA_SHAPE(B, T, H, V)), i, f);
-  h = comba_layer_norm(graph, h, NULL, NULL, build->norm_eps);
-  comba_tensor *weight = comba_build_vector(build, "multihead_norm.weight", H * V, 1);
-  comba_tensor *y = comba_channel_gate(graph, comba_reshape(graph, h, COMBA_SHAPE(B, T, H * V)), z, weight);
+  h = comba_layer_norm(graph, h, comba_reshape(graph, weight, COMBA_SHAPE(H, V)), NULL, build->norm_eps);
+  z = comba_activation(graph, z, COMBA_SIGMOID, 1);
+  comba_tensor *y = comba_product(graph, comba_reshape(graph, h, COMBA_SHAPE(B, T, H * V)), z);
   return comba_linear(graph, y, comba_build_residual_weight(build, "out_proj.weight", COMBA_SHAPE(d, H * V)), NULL);
 }
 

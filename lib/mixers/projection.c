@@ -2,27 +2,35 @@
 
 #include <stdio.h>
 
+comba_tensor *comba_build_convolution(comba_build *build, const char *name, comba_tensor *x, int64_t taps, bool silu,
+                                      bool bias) {
+  if (!x) return NULL;
+  const int64_t channels = x->shape.size[2];
+  const size_t length = comba_build_enter(build, "%s", name);
+  comba_tensor *weight = comba_build_parameter(build, "weight", COMBA_SHAPE(channels, 1, taps), COMBA_ROLE_CONVOLUTION,
+                                               build->convolution_initial);
+  comba_tensor *offset = bias ? comba_build_vector(build, "bias", channels, 0) : NULL;
+  comba_build_leave(build, length);
+  const comba_shape states = COMBA_SHAPE(build->batch, taps - 1, channels);
+  comba_tensor *before = taps > 1 ? comba_build_state(build, name, states) : NULL, *after = NULL;
+  x = comba_short_convolution(build->graph, x, weight, offset, before, build->cu_seqlens, silu, &after);
+  comba_build_update(build, before, after);
+  return x;
+}
+
 comba_tensor *comba_build_projection(comba_build *build, const char *name, comba_tensor *x, int64_t heads, int64_t size,
                                      int64_t taps, bool silu) {
   comba_graph *graph = build->graph;
-  const int64_t B = build->batch, T = build->length, channels = heads * size;
   char linear[32], convolution[32];
   snprintf(linear, sizeof linear, "%s_proj", name);
   snprintf(convolution, sizeof convolution, "%s_conv1d", name);
-  comba_tensor *y = comba_build_linear(build, linear, x, channels, false);
+  comba_tensor *y = comba_build_linear(build, linear, x, heads * size, false);
   if (taps) {
-    const size_t length = comba_build_enter(build, "%s", convolution);
-    comba_tensor *weight = comba_build_parameter(build, "weight", COMBA_SHAPE(channels, 1, taps),
-                                                 COMBA_ROLE_CONVOLUTION, build->convolution_initial);
-    comba_build_leave(build, length);
-    comba_tensor *after = NULL;
-    comba_tensor *before = taps > 1 ? comba_build_state(build, convolution, COMBA_SHAPE(B, taps - 1, channels)) : NULL;
-    y = comba_short_convolution(graph, y, weight, NULL, before, build->cu_seqlens, silu, &after);
-    comba_build_update(build, before, after);
+    y = comba_build_convolution(build, convolution, y, taps, silu, false);
   } else if (silu) {
     y = comba_activation(graph, y, COMBA_SILU, 1);
   }
-  return comba_reshape(graph, y, COMBA_SHAPE(B, T, heads, size));
+  return comba_reshape(graph, y, COMBA_SHAPE(build->batch, build->length, heads, size));
 }
 
 comba_tensor *comba_build_low_rank(comba_build *build, const char *name, comba_tensor *x, int64_t rank, int64_t outputs,

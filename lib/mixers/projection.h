@@ -5,6 +5,10 @@
 #include "model/build.h"
 #include "ops/ops.h"
 
+/* (B,T,channels): the causal depthwise convolution NAME of x, then silu if asked. A decoder keeps its last inputs. */
+comba_tensor *comba_build_convolution(comba_build *build, const char *name, comba_tensor *x, int64_t taps, bool silu,
+                                      bool bias);
+
 /* (B,T,heads,size): NAME_proj of x, then with taps > 0 the causal convolution NAME_conv1d, then silu if asked. */
 comba_tensor *comba_build_projection(comba_build *build, const char *name, comba_tensor *x, int64_t heads, int64_t size,
                                      int64_t taps, bool silu);

@@ -302,12 +302,6 @@ static inline comba_tensor *comba_normalized_read(comba_graph *graph, comba_tens
   return COMBA_APPEND(graph, normalized_read, &attributes, NULL, y, m);
 }
 
-/* y (...,d) = sigmoid(gate) weight x, gate (...,d), weight (d) */
-static inline comba_tensor *comba_channel_gate(comba_graph *graph, comba_tensor *x, comba_tensor *gate,
-                                               comba_tensor *weight) {
-  return COMBA_APPEND(graph, channel_gate, NULL, NULL, x, gate, weight);
-}
-
 /* y = value everywhere: a gate that a mixer fixes. No gradient is computed for it. */
 typedef struct comba_constant_attributes {
   comba_shape shape;
