@@ -9,6 +9,7 @@ documentation = \
 	docs/mixers/hgrn2.md \
 	docs/mixers/linear_attn.md \
 	docs/mixers/mesa_net.md \
+	docs/mixers/meta_la.md \
 	docs/mixers/mlstm.md \
 	docs/mixers/retnet.md \
 	docs/mixers/simple_gla.md \

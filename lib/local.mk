@@ -71,6 +71,7 @@ library_sources = \
 	lib/mixers/hgrn2.c \
 	lib/mixers/mamba2.c \
 	lib/mixers/mesa_net.c \
+	lib/mixers/meta_la.c \
 	lib/mixers/mlstm.c \
 	lib/mixers/linear_attn.c \
 	lib/mixers/projection.c \
@@ -119,6 +120,7 @@ kernel_sources = \
 	lib/ops/bounded_gate.c \
 	lib/ops/channel_decay.c \
 	lib/ops/channels_to_tokens.c \
+	lib/ops/complement.c \
 	lib/ops/constant.c \
 	lib/ops/convolution.c \
 	lib/ops/cross_entropy.c \

@@ -69,6 +69,8 @@ tests_libtesting_la_SOURCES = \
 	tests/oracle/linear_family.h \
 	tests/oracle/mesa_net.c \
 	tests/oracle/mesa_net.h \
+	tests/oracle/meta_la.c \
+	tests/oracle/meta_la.h \
 	tests/oracle/mlstm.c \
 	tests/oracle/mlstm.h \
 	tests/oracle/recurrence.c \

@@ -12,6 +12,7 @@
 #include "oracle/comba_model.h"
 #include "oracle/linear_family.h"
 #include "oracle/mesa_net.h"
+#include "oracle/meta_la.h"
 #include "oracle/mlstm.h"
 
 enum { VOCABULARY = 23, HIDDEN = 16 };
@@ -72,6 +73,12 @@ typedef struct recurrence_case {
     .json =                                                                                                            \
         "'model_type': 'mesa_net', 'num_heads': " #H ", 'head_dim': " #K ", 'lambda_lower_bound': " #BOUND ", " JSON,  \
     .config = &(const oracle_mesa_config){H, BOUND},                                                                   \
+  }
+
+#define META_LA(NAME, H, NORMALIZER, JSON)                                                                             \
+  {                                                                                                                    \
+    .name = "meta_la" NAME, .family = &oracle_meta_la, .json = "'model_type': 'meta_la', 'num_heads': " #H ", " JSON,  \
+    .config = &(const oracle_meta_la_config){H, NORMALIZER},                                                           \
   }
 
 static const recurrence_case cases[] = {
@@ -163,6 +170,10 @@ static const recurrence_case cases[] = {
     MLSTM(", exponential forget gate", 2, "'forget_gate': 'exponential', 'eps': 1e-9, ", .cap = 15, .epsilon = 1e-9,
           .exponential_forget = true),
     MLSTM(", no cap", 1, "'gate_soft_cap': null, ", .epsilon = 1e-6),
+    META_LA("", 2, 16, ""),
+    META_LA(", wide keys, strong decay", 4, 1, "'expand_k': 1, 'gate_logit_normalizer': 1, 'conv_size': 2, "),
+    META_LA(", no convolution, no self-augmentation", 2, 16,
+            "'use_short_conv': false, 'use_self_augmentation': false, "),
     MESA_NET("", 2, 8, 0.25, ""),
     MESA_NET(", gate, no convolution", 3, 6, 0.5, "'use_gate': true, 'use_short_conv': false, "),
     MESA_NET(", more channels than steps", 1, 40, 0.25, "'conv_size': 3, "),
@@ -296,7 +307,8 @@ static double slope(subject *s, const char *name, const double *direction, int64
   return (above - below) / (2 * step);
 }
 
-/* Along a random direction of each weight, of length 1 on average: what any wrong element would change. */
+/* Along a random direction of each weight, of length 1 on average: what any wrong element would change. Where terms of order
+ * 1 cancel (mLSTM's input bias scales a state that is normalised afterwards), their rounding remains. */
 START_TEST(gradients_are_the_oracles_slopes) {
   enum { T = 70 }; /* two chunks */
   static double logits[T * VOCABULARY];
@@ -319,7 +331,7 @@ START_TEST(gradients_are_the_oracles_slopes) {
         found += (double)p[m].gradient[j] * direction[j];
         square += (double)p[m].gradient[j] * p[m].gradient[j];
       }
-      ck_assert_msg(fabs(found - expected) <= 1e-4 * sqrt(square / (double)count) + 1e-8,
+      ck_assert_msg(fabs(found - expected) <= 1e-4 * sqrt(square / (double)count) + 1e-7,
                     "%s, mode %d: %s: slope %.8g, expected %.8g", s.name, m, p[0].name, found, expected);
     }
     free(direction);

@@ -65,6 +65,7 @@ extern const comba_mixer_row comba_mixer_hgrn2;
 extern const comba_mixer_row comba_mixer_linear_attn;
 extern const comba_mixer_row comba_mixer_mamba2;
 extern const comba_mixer_row comba_mixer_mesa_net;
+extern const comba_mixer_row comba_mixer_meta_la;
 extern const comba_mixer_row comba_mixer_mlstm;
 extern const comba_mixer_row comba_mixer_retnet;
 extern const comba_mixer_row comba_mixer_rwkv7;

@@ -13,6 +13,7 @@ const comba_mixer_row *const comba_mixer_table[] = {
     &comba_mixer_linear_attn,
     &comba_mixer_mamba2,
     &comba_mixer_mesa_net,
+    &comba_mixer_meta_la,
     &comba_mixer_mlstm,
     &comba_mixer_retnet,
     &comba_mixer_simple_gla,

@@ -266,6 +266,11 @@ static inline comba_tensor *comba_bounded_gate(comba_graph *graph, comba_tensor 
   return COMBA_APPEND(graph, bounded_gate, &attributes, key, x, bounds);
 }
 
+/* y = 1 - e^g, any shape: what a decay of logarithm g <= 0 leaves to be written (MetaLA's keys) */
+static inline comba_tensor *comba_complement(comba_graph *graph, comba_tensor *g) {
+  return COMBA_APPEND(graph, complement, NULL, NULL, g);
+}
+
 /* mLSTM's gates (xLSTM, arXiv 2405.04517), x and y (B,T,H) the logarithms of the input and forget gates before their cap,
  * cap(z) = cap tanh(z / cap), none if 0: with i = cap(x), f = ln sigmoid(cap(y)) or with exponential_forget cap(y),
  *   m_t = max(f_t + m_{t-1}, i_t) -> g_t = f_t + m_{t-1} - m_t <= 0, in `scale` e^{i_t - m_t}, in `maximum` m, all (B,T,H)
