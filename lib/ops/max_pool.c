@@ -13,6 +13,58 @@ static int64_t larger(int64_t a, int64_t b) {
   return a > b ? a : b;
 }
 
+/* The largest values found so far at each of some positions, and their places in the plane. */
+typedef struct candidates {
+  real *value;
+  int32_t *place;
+} candidates;
+
+/* best[i] = the better of itself and from[i + shift]. Places are offered in row-major order, so the first of equal values
+ * stays; a NaN counts as the largest, so that it shows. */
+static void offer(candidates from, int64_t shift, int64_t n, candidates best) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    const real value = from.value[i + shift];
+    const int32_t place = from.place[i + shift];
+    const bool better = (value > best.value[i]) | (value != value);
+    best.value[i] = better ? value : best.value[i];
+    best.place[i] = better ? place : best.place[i];
+  }
+}
+
+static void copy(candidates from, int64_t n, candidates to) {
+  memcpy(to.value, from.value, (size_t)n * sizeof(real));
+  memcpy(to.place, from.place, (size_t)n * sizeof(int32_t));
+}
+
+/* A line of the image lies between columns of -infinity, and lines are whole vectors long: loops have neither borders nor
+ * remainders. */
+typedef struct pool_scratch {
+  int64_t length;     /* of a line */
+  candidates line;    /* (length + kernel): the last windows read beyond the line */
+  candidates windows; /* (H, length) */
+  candidates best;    /* (length) */
+} pool_scratch;
+
+enum { UNIT = 16 }; /* a vector of floats */
+
+static int64_t line_length(int64_t width, int64_t padding) {
+  return (width + 2 * padding + UNIT - 1) / UNIT * UNIT;
+}
+
+/* Lays the scratch out from `base` on and returns its size in reals. A place takes the memory of a real. */
+static int64_t lay_out(pool_scratch *s, real *base, const comba_window_attributes *a, int64_t height, int64_t width) {
+  s->length = line_length(width, a->padding);
+  const int64_t size[] = {s->length + line_length(a->kernel, 0), height * s->length, s->length};
+  candidates *const part[] = {&s->line, &s->windows, &s->best};
+  int64_t offset = 0;
+  for (int i = 0; i < 3; i++) {
+    if (base) *part[i] = (candidates){base + offset, (int32_t *)(base + offset + size[i])};
+    offset += 2 * size[i];
+  }
+  return offset;
+}
+
 static comba_status infer(comba_signature *s) {
   const comba_shape *x = &s->input[X];
   const comba_window_attributes *a = s->attributes;
@@ -33,83 +85,59 @@ static comba_status infer(comba_signature *s) {
   if (!comba_extent_fits(&s->output[0], 4)) return comba_fail_extent(s, &s->output[0]);
   s->saved = 1;
   s->saved_shape[PLACE] = s->output[0];
-  const comba_shape line = COMBA_SHAPE(4, x->size[3] + 2 * a->padding);
-  if (!comba_extent_fits(&line, 2)) return comba_fail_extent(s, &line);
-  s->forward_workspace = comba_blocks(x->size[0] * x->size[1], 1) * comba_shape_elements(&line);
+  const comba_shape scratch = COMBA_SHAPE(4, x->size[2] + 2, x->size[3] + 2 * a->padding + a->kernel + UNIT);
+  if (!comba_extent_fits(&scratch, 3)) return comba_fail_extent(s, &scratch);
+  s->forward_workspace =
+      comba_blocks(x->size[0] * x->size[1], 1) * lay_out(&(pool_scratch){0}, NULL, a, x->size[2], x->size[3]);
   return COMBA_OK;
 }
 
-/* The best value found so far at each of some positions, and its place. */
-typedef struct candidates {
-  real *value;
-  int32_t *place;
-} candidates;
-
-static candidates candidates_at(real *memory, int64_t length) {
-  return (candidates){memory, (int32_t *)(memory + length)};
+static candidates row_of(candidates c, int64_t row, int64_t length) {
+  return (candidates){c.value + row * length, c.place + row * length};
 }
 
-/* A NaN counts as the largest, so that it shows. */
-static inline bool wins(real value, int32_t place, real bound, int32_t bound_place) {
-  return (value > bound) | ((value == bound) & (place < bound_place)) | (value != value);
-}
-
-static void clear(candidates best, int64_t n) {
-  for (int64_t i = 0; i < n; i++) {
-    best.value[i] = -(real)INFINITY;
-    best.place[i] = INT32_MAX;
+/* windows (H, length) = the best of the `kernel` neighbours from every column on, line by line of one plane. Padding has the
+ * place of the nearest pixel, so that a window that holds nothing above -infinity still names one. */
+static void reduce_lines(const comba_window_attributes *a, const real *plane, int64_t height, int64_t width,
+                         const pool_scratch *s) {
+  const int64_t columns = s->length + a->kernel;
+  for (int64_t i = 0; i < columns; i++) s->line.place[i] = (int32_t)smaller(larger(i - a->padding, 0), width - 1);
+  for (int64_t y = 0; y < height; y++) {
+    const candidates windows = row_of(s->windows, y, s->length);
+    for (int64_t i = 0; i < columns && y; i++) s->line.place[i] += (int32_t)width;
+    memcpy(s->line.value + a->padding, plane + y * width, (size_t)width * sizeof(real));
+    copy(s->line, s->length, windows);
+    for (int64_t tap = 1; tap < a->kernel; tap++) offer(s->line, tap, s->length, windows);
   }
 }
 
-/* best[i] = the better of itself and pixel `start` + i of the plane */
-static void offer_pixels(const real *plane, int64_t start, int64_t n, candidates best) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) {
-    const real value = plane[start + i];
-    const int32_t place = (int32_t)(start + i);
-    const bool better = wins(value, place, best.value[i], best.place[i]);
-    best.value[i] = better ? value : best.value[i];
-    best.place[i] = better ? place : best.place[i];
-  }
-}
-
-/* best[i] = the better of itself and from[i + shift] */
-static void offer_candidates(candidates from, int64_t shift, int64_t n, candidates best) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) {
-    const real value = from.value[i + shift];
-    const int32_t place = from.place[i + shift];
-    const bool better = wins(value, place, best.value[i], best.place[i]);
-    best.value[i] = better ? value : best.value[i];
-    best.place[i] = better ? place : best.place[i];
-  }
-}
-
-/* For a row of windows: the best of each column of their lines, with the padding as columns that hold nothing; from
- * these the best of a window at every column, so that loops run over neighbours; then one window in `stride` stays. */
+/* First along the lines, then across them; one window in `stride` stays. */
 static void forward(const comba_call *call) {
   const comba_window_attributes *a = call->attributes;
   const comba_shape *shape = &call->input[X].shape, *out = &call->output[0].shape;
   const int64_t planes = shape->size[0] * shape->size[1], height = shape->size[2], width = shape->size[3];
-  const int64_t rows = out->size[2], windows = out->size[3], stride = comba_window_stride(a);
-  const int64_t blocks = comba_blocks(planes, 1), length = width + 2 * a->padding;
-  real *y = call->output[0].data;
-  int32_t *saved = call->saved[PLACE].data;
+  const int64_t rows = out->size[2], columns = out->size[3], stride = comba_window_stride(a);
+  const int64_t blocks = comba_blocks(planes, 1), size = lay_out(&(pool_scratch){0}, NULL, a, height, width);
 #pragma omp parallel for
   for (int64_t block = 0; block < blocks; block++) {
-    real *memory = (real *)call->workspace + block * 4 * length;
-    const candidates column = candidates_at(memory, length), window = candidates_at(memory + 2 * length, length);
-    const candidates image = {column.value + a->padding, column.place + a->padding};
-    for (int64_t row = comba_block_start(planes * rows, blocks, block);
-         row < comba_block_start(planes * rows, blocks, block + 1); row++) {
-      const real *plane = (const real *)call->input[X].data + row / rows * height * width;
-      const int64_t top = row % rows * stride - a->padding, bottom = smaller(top + a->kernel, height);
-      clear(column, length);
-      for (int64_t line = larger(top, 0); line < bottom; line++) offer_pixels(plane, line * width, width, image);
-      clear(window, length);
-      for (int64_t tap = 0; tap < a->kernel; tap++) offer_candidates(column, tap, length - a->kernel + 1, window);
-      for (int64_t j = 0; j < windows; j++) y[row * windows + j] = window.value[j * stride];
-      for (int64_t j = 0; j < windows && saved; j++) saved[row * windows + j] = window.place[j * stride];
+    real *memory = (real *)call->workspace + block * size;
+    pool_scratch s = {0};
+    lay_out(&s, memory, a, height, width);
+    for (int64_t i = 0; i < size; i++) memory[i] = -(real)INFINITY;
+    const int64_t end = comba_block_start(planes, blocks, block + 1);
+    for (int64_t plane = comba_block_start(planes, blocks, block); plane < end; plane++) {
+      reduce_lines(a, (const real *)call->input[X].data + plane * height * width, height, width, &s);
+      for (int64_t row = 0; row < rows; row++) {
+        const int64_t top = larger(row * stride - a->padding, 0);
+        const int64_t bottom = smaller(row * stride - a->padding + a->kernel, height);
+        copy(row_of(s.windows, top, s.length), s.length, s.best);
+        for (int64_t y = top + 1; y < bottom; y++) offer(row_of(s.windows, y, s.length), 0, s.length, s.best);
+        const int64_t first = (plane * rows + row) * columns;
+        real *value = (real *)call->output[0].data + first;
+        for (int64_t j = 0; j < columns; j++) value[j] = s.best.value[j * stride];
+        int32_t *place = call->saved[PLACE].data ? (int32_t *)call->saved[PLACE].data + first : NULL;
+        for (int64_t j = 0; j < columns && place; j++) place[j] = s.best.place[j * stride];
+      }
     }
   }
 }
