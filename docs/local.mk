@@ -3,6 +3,7 @@ documentation = \
 	docs/design.md \
 	docs/diagonal_decay.md \
 	docs/formats.md \
+	docs/memory_mlp.md \
 	docs/mixers/delta_net.md \
 	docs/mixers/gated_deltanet.md \
 	docs/mixers/gla.md \
@@ -14,5 +15,6 @@ documentation = \
 	docs/mixers/retnet.md \
 	docs/mixers/simple_gla.md \
 	docs/mixers/transformer.md \
+	docs/mixers/ttt_mlp.md \
 	docs/scalar_decay.md
 EXTRA_DIST += $(documentation)

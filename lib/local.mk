@@ -84,6 +84,9 @@ library_sources = \
 	lib/mixers/simple_gla.c \
 	lib/mixers/table.c \
 	lib/mixers/transformer.c \
+	lib/mixers/ttt.c \
+	lib/mixers/ttt.h \
+	lib/mixers/ttt_mlp.c \
 	lib/model/build.c \
 	lib/model/build.h \
 	lib/model/config.c \

@@ -79,6 +79,8 @@ tests_libtesting_la_SOURCES = \
 	tests/oracle/scalar_recurrence.h \
 	tests/oracle/softmax_attention.c \
 	tests/oracle/softmax_attention.h \
+	tests/oracle/ttt_mlp.c \
+	tests/oracle/ttt_mlp.h \
 	tests/testing.h
 tests_libtesting_la_LIBADD = lib/libkernels-oracle.la lib/libcomba-all.la
 

@@ -14,6 +14,7 @@
 #include "oracle/mesa_net.h"
 #include "oracle/meta_la.h"
 #include "oracle/mlstm.h"
+#include "oracle/ttt_mlp.h"
 
 enum { VOCABULARY = 23, HIDDEN = 16 };
 
@@ -79,6 +80,14 @@ typedef struct recurrence_case {
   {                                                                                                                    \
     .name = "meta_la" NAME, .family = &oracle_meta_la, .json = "'model_type': 'meta_la', 'num_heads': " #H ", " JSON,  \
     .config = &(const oracle_meta_la_config){H, NORMALIZER},                                                           \
+  }
+
+#define TTT_MLP(NAME, JSON, BASE_LR, THETA)                                                                            \
+  {                                                                                                                    \
+    .name = "ttt_mlp" NAME, .family = &oracle_ttt_mlp, .json = "'model_type': 'ttt_mlp', 'num_heads': 2, " JSON,       \
+    .config = &(const oracle_ttt_mlp_config) {                                                                         \
+      .heads = 2, .base_lr = BASE_LR, .rope_theta = THETA                                                              \
+    }                                                                                                                  \
   }
 
 static const recurrence_case cases[] = {
@@ -177,6 +186,10 @@ static const recurrence_case cases[] = {
     MESA_NET("", 2, 8, 0.25, ""),
     MESA_NET(", gate, no convolution", 3, 6, 0.5, "'use_gate': true, 'use_short_conv': false, "),
     MESA_NET(", more channels than steps", 1, 40, 0.25, "'conv_size': 3, "),
+
+    TTT_MLP("", "", 1, 10000),
+    TTT_MLP(", shared q and k, gate", "'share_qk': true, 'conv_size': 3, 'use_gate': true, ", 1, 10000),
+    TTT_MLP(", mini-batches of 5, slow", "'mini_batch_size': 5, 'ttt_base_lr': 0.1, 'rope_theta': 100, ", 0.1, 100),
 };
 enum { CASES = sizeof cases / sizeof *cases };
 

@@ -71,6 +71,7 @@ extern const comba_mixer_row comba_mixer_retnet;
 extern const comba_mixer_row comba_mixer_rwkv7;
 extern const comba_mixer_row comba_mixer_simple_gla;
 extern const comba_mixer_row comba_mixer_transformer;
+extern const comba_mixer_row comba_mixer_ttt_mlp;
 
 /* All mixers; ends with NULL. */
 extern const comba_mixer_row *const comba_mixer_table[];

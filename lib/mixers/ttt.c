@@ -1,0 +1,88 @@
+#include "mixers/ttt.h"
+
+/* Of the inner norm and of post_norm; the released layer fixes both */
+static const double NORM_EPSILON = 1e-6;
+
+comba_status comba_ttt_check(const void *opaque, int64_t hidden_size) {
+  const comba_ttt *c = opaque;
+  if (hidden_size % c->num_heads || hidden_size / c->num_heads % 2)
+    return comba_fail(COMBA_ERROR_ARGUMENT,
+                      "num_heads is %lld, expected a divisor of hidden_size %lld with heads of even size",
+                      (long long)c->num_heads, (long long)hidden_size);
+  return COMBA_OK;
+}
+
+/* A causal depthwise convolution NAME of x (B,T,d), with a bias and no activation */
+static comba_tensor *convolution(comba_build *build, const comba_ttt *c, const char *name, comba_tensor *x) {
+  if (!x) return NULL;
+  const int64_t d = x->shape.size[2], taps = c->conv_size;
+  const size_t length = comba_build_enter(build, "%s", name);
+  comba_tensor *weight = comba_build_parameter(build, "weight", COMBA_SHAPE(d, 1, taps), COMBA_ROLE_CONVOLUTION,
+                                               build->convolution_initial);
+  comba_tensor *bias = comba_build_vector(build, "bias", d, 0), *after = NULL;
+  comba_build_leave(build, length);
+  comba_tensor *before = taps > 1 ? comba_build_state(build, name, COMBA_SHAPE(build->batch, taps - 1, d)) : NULL;
+  comba_tensor *y = comba_short_convolution(build->graph, x, weight, bias, before, build->cu_seqlens, false, &after);
+  comba_build_update(build, before, after);
+  return y;
+}
+
+/* Heads of x, turned by the position in the mini-batch */
+static comba_tensor *turn(comba_build *build, const comba_ttt *c, comba_tensor *x, comba_shape heads) {
+  x = comba_reshape(build->graph, x, heads);
+  return comba_rotary_interleaved(build->graph, x, build->position, build->cu_seqlens, c->rope_theta,
+                                  c->mini_batch_size);
+}
+
+/* sigmoid(theta_h x_t + b_h) base_lr / F: theta is stored as one linear map a head */
+static comba_tensor *learned_rate(comba_build *build, const comba_ttt *c, comba_tensor *x) {
+  comba_graph *graph = build->graph;
+  const int64_t d = x->shape.size[2], H = c->num_heads;
+  comba_tensor *weight = comba_build_parameter(build, "learnable_ttt_lr_weight", COMBA_SHAPE(H, 1, d),
+                                               COMBA_ROLE_MATRIX, (comba_initial){COMBA_DRAW_NORMAL, 0.02});
+  comba_tensor *bias = comba_build_parameter(build, "learnable_ttt_lr_bias", COMBA_SHAPE(H, 1), COMBA_ROLE_SCALAR,
+                                             (comba_initial){COMBA_DRAW_CONSTANT, 0});
+  x = comba_linear(graph, x, comba_reshape(graph, weight, COMBA_SHAPE(H, d)),
+                   comba_reshape(graph, bias, COMBA_SHAPE(H)));
+  return comba_activation(graph, x, COMBA_SIGMOID, c->ttt_base_lr / (double)(d / H));
+}
+
+comba_ttt_operands comba_build_ttt(comba_build *build, const comba_ttt *c, comba_tensor *x) {
+  const int64_t d = x->shape.size[2], H = c->num_heads, F = d / H;
+  const comba_shape heads = COMBA_SHAPE(build->batch, build->length, H, F);
+  comba_tensor *q = comba_build_linear(build, "q_proj", x, d, false), *k;
+  if (c->share_qk) {
+    k = convolution(build, c, "conv_k", q);
+    q = convolution(build, c, "conv_q", q);
+  } else {
+    k = comba_build_linear(build, "k_proj", x, d, false);
+  }
+  return (comba_ttt_operands){
+      .q = turn(build, c, q, heads),
+      .k = turn(build, c, k, heads),
+      .v = comba_reshape(build->graph, comba_build_linear(build, "v_proj", x, d, false), heads),
+      .rate = learned_rate(build, c, x),
+      .token_offset = comba_build_vector(build, "learnable_token_idx", c->mini_batch_size, 0),
+      .norm_weight = comba_build_parameter(build, "ttt_norm_weight", COMBA_SHAPE(H, F), COMBA_ROLE_VECTOR,
+                                           (comba_initial){COMBA_DRAW_CONSTANT, 1}),
+      .norm_bias = comba_build_parameter(build, "ttt_norm_bias", COMBA_SHAPE(H, F), COMBA_ROLE_VECTOR,
+                                         (comba_initial){COMBA_DRAW_CONSTANT, 0}),
+  };
+}
+
+comba_tensor *comba_build_ttt_output(comba_build *build, const comba_ttt *c, comba_tensor *x,
+                                     const comba_ttt_operands *operands, comba_tensor *o) {
+  comba_graph *graph = build->graph;
+  const int64_t d = x->shape.size[2];
+  o = comba_layer_norm(graph, o, operands->norm_weight, operands->norm_bias, NORM_EPSILON);
+  o = comba_reshape(graph, comba_add(graph, o, operands->q), x->shape);
+  const size_t length = comba_build_enter(build, "post_norm");
+  comba_tensor *weight = comba_build_vector(build, "weight", d, 1), *bias = comba_build_vector(build, "bias", d, 0);
+  comba_build_leave(build, length);
+  o = comba_layer_norm(graph, o, weight, bias, NORM_EPSILON);
+  if (c->use_gate) {
+    comba_tensor *gate = comba_build_linear(build, "g_proj", x, d, false);
+    o = comba_product(graph, o, comba_activation(graph, gate, COMBA_GELU_TANH, 1));
+  }
+  return comba_linear(graph, o, comba_build_residual_weight(build, "o_proj.weight", COMBA_SHAPE(d, d)), NULL);
+}
