@@ -73,6 +73,7 @@ library_sources = \
 	lib/mixers/mesa_net.c \
 	lib/mixers/meta_la.c \
 	lib/mixers/mlstm.c \
+	lib/mixers/kda.c \
 	lib/mixers/linear_attn.c \
 	lib/mixers/projection.c \
 	lib/mixers/projection.h \

@@ -63,6 +63,8 @@ tests_libtesting_la_SOURCES = \
 	tests/oracle/comba_model.h \
 	tests/oracle/diagonal_recurrence.c \
 	tests/oracle/diagonal_recurrence.h \
+	tests/oracle/kda.c \
+	tests/oracle/kda.h \
 	tests/oracle/language_model.c \
 	tests/oracle/language_model.h \
 	tests/oracle/linear_family.c \
@@ -75,6 +77,8 @@ tests_libtesting_la_SOURCES = \
 	tests/oracle/mlstm.h \
 	tests/oracle/recurrence.c \
 	tests/oracle/recurrence.h \
+	tests/oracle/rwkv7.c \
+	tests/oracle/rwkv7.h \
 	tests/oracle/scalar_recurrence.c \
 	tests/oracle/scalar_recurrence.h \
 	tests/oracle/softmax_attention.c \

@@ -10,10 +10,12 @@
 
 #include "model_case.h"
 #include "oracle/comba_model.h"
+#include "oracle/kda.h"
 #include "oracle/linear_family.h"
 #include "oracle/mesa_net.h"
 #include "oracle/meta_la.h"
 #include "oracle/mlstm.h"
+#include "oracle/rwkv7.h"
 #include "oracle/ttt_mlp.h"
 
 enum { VOCABULARY = 23, HIDDEN = 16 };
@@ -66,6 +68,23 @@ typedef struct recurrence_case {
     .name = "mlstm" NAME, .family = &oracle_mlstm, .json = "'model_type': 'mlstm', 'num_heads': " #H ", " JSON,        \
     .config = &(const oracle_mlstm_config) {                                                                           \
       .heads = H, __VA_ARGS__                                                                                          \
+    }                                                                                                                  \
+  }
+/* RWKV-7 and KDA with 2 key heads of 8. */
+#define RWKV7(NAME, JSON, EPSILON, ACTIVATION)                                                                         \
+  {                                                                                                                    \
+    .name = "rwkv7" NAME, .family = &oracle_rwkv7,                                                                     \
+    .json = "'model_type': 'rwkv7', 'decay_low_rank_dim': 5, 'gate_low_rank_dim': 6, "                                 \
+            "'a_low_rank_dim': 4, 'v_low_rank_dim': 3, 'use_l2warp': false, " JSON,                                    \
+    .config = &(const oracle_rwkv7_config) {                                                                           \
+      EPSILON, ACTIVATION                                                                                              \
+    }                                                                                                                  \
+  }
+#define KDA(NAME, JSON, ...)                                                                                           \
+  {                                                                                                                    \
+    .name = "kda" NAME, .family = &oracle_kda, .json = "'model_type': 'kda', 'num_heads': 2, 'head_dim': 8, " JSON,    \
+    .config = &(const oracle_kda_config) {                                                                             \
+      .key_heads = 2, __VA_ARGS__                                                                                      \
     }                                                                                                                  \
   }
 #define MESA_NET(NAME, H, K, BOUND, JSON)                                                                              \
@@ -179,6 +198,16 @@ static const recurrence_case cases[] = {
     MLSTM(", exponential forget gate", 2, "'forget_gate': 'exponential', 'eps': 1e-9, ", .cap = 15, .epsilon = 1e-9,
           .exponential_forget = true),
     MLSTM(", no cap", 1, "'gate_soft_cap': null, ", .epsilon = 1e-6),
+    RWKV7("", "'head_dim': 8, ", 1e-6, oracle_squared_relu),
+    RWKV7(", wide values, unfused norm, relu",
+          "'head_dim': 8, 'value_dim': [48, 48], 'fuse_norm': false, 'hidden_act': 'relu', ", 0, relu),
+    RWKV7(", no first norm, swish, by heads",
+          "'head_dim': null, 'num_heads': 1, 'norm_first': false, 'hidden_act': 'swish', ", 1e-6, oracle_silu),
+    KDA("", "", 0),
+    KDA(", grouped value heads, negative eigenvalues", "'num_v_heads': 4, 'expand_v': 2, 'allow_neg_eigval': true, ",
+        .beta_scale = 2),
+    KDA(", lower bound, no convolution", "'lower_bound': -3, 'safe_gate': true, 'use_short_conv': false, ",
+        .lower_bound = -3),
     META_LA("", 2, 16, ""),
     META_LA(", wide keys, strong decay", 4, 1, "'expand_k': 1, 'gate_logit_normalizer': 1, 'conv_size': 2, "),
     META_LA(", no convolution, no self-augmentation", 2, 16,

@@ -48,7 +48,7 @@ typedef struct comba_mixer_row {
   const comba_default *language_defaults; /* of the fields of language models alone, likewise */
   const comba_names *names;               /* NULL: the usual ones */
   bool trains_padding;                    /* the embedding of pad_token_id is trained like any other */
-  const comba_block *block; /* NULL: the usual one */
+  const comba_block *block;               /* NULL: the usual one */
   size_t config_size;
   /* Checks what the schema cannot (sizes that must divide); NULL: nothing to check. */
   comba_status (*check)(const void *config, int64_t hidden_size);
@@ -62,6 +62,7 @@ extern const comba_mixer_row comba_mixer_delta_net;
 extern const comba_mixer_row comba_mixer_gated_deltanet;
 extern const comba_mixer_row comba_mixer_gla;
 extern const comba_mixer_row comba_mixer_hgrn2;
+extern const comba_mixer_row comba_mixer_kda;
 extern const comba_mixer_row comba_mixer_linear_attn;
 extern const comba_mixer_row comba_mixer_mamba2;
 extern const comba_mixer_row comba_mixer_mesa_net;

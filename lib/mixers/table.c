@@ -10,16 +10,18 @@ const comba_mixer_row *const comba_mixer_table[] = {
     &comba_mixer_gated_deltanet,
     &comba_mixer_gla,
     &comba_mixer_hgrn2,
+    &comba_mixer_kda,
     &comba_mixer_linear_attn,
     &comba_mixer_mamba2,
     &comba_mixer_mesa_net,
     &comba_mixer_meta_la,
     &comba_mixer_mlstm,
     &comba_mixer_retnet,
+    &comba_mixer_rwkv7,
     &comba_mixer_simple_gla,
     &comba_mixer_transformer,
     &comba_mixer_ttt_mlp,
-    &comba_mixer_rwkv7, NULL,
+    NULL,
 };
 // clang-format on
 
