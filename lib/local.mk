@@ -106,6 +106,8 @@ library_sources = \
 	lib/model/orthogonal.h \
 	lib/model/parameters.c \
 	lib/model/parameters.h \
+	lib/model/pickle.c \
+	lib/model/pickle.h \
 	lib/model/run.c \
 	lib/model/safetensors.c \
 	lib/model/safetensors.h \

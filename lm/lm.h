@@ -9,6 +9,7 @@ int lm_train(int argc, char **argv);
 int lm_eval(int argc, char **argv);
 int lm_generate(int argc, char **argv);
 int lm_forward(int argc, char **argv);
+int lm_convert(int argc, char **argv);
 
 extern const comba_preset lm_presets[];
 

@@ -1,5 +1,8 @@
 bin_PROGRAMS += lm/comba-lm
 lm_comba_lm_SOURCES = \
+	lm/convert.c \
+	lm/convert.h \
+	lm/convert_mamba_ssm.c \
 	lm/eval.c \
 	lm/evaluate.c \
 	lm/evaluate.h \

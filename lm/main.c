@@ -29,6 +29,7 @@ int main(int argc, char **argv) {
       {"eval", "loss, perplexity and bits per byte of a model on a file", lm_eval},
       {"generate", "continue a prompt", lm_generate},
       {"forward", "one batch from a safetensors file: logits, loss, gradients", lm_forward},
+      {"convert", "a model from or to the layout of another project", lm_convert},
       {"info", "what a model or a preset is and costs; the table of mixers", info},
       {0}};
   return comba_program_run(argc, argv, "Language models on Comba and its peers.", commands);

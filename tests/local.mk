@@ -22,7 +22,7 @@ suites = \
 	tests/test_training \
 	tests/test_vision_model
 
-shell_tests = tests/cli.sh tests/hostile.sh
+shell_tests = tests/cli.sh tests/convert.sh tests/hostile.sh
 include tests/fuzz/local.mk
 check_PROGRAMS += tests/json-has
 tests_json_has_SOURCES = tests/json_has.c

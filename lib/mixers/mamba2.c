@@ -4,8 +4,8 @@
  *   S_t = e^{-exp(A_log) dt_t} S_{t-1} + dt_t B_t x_t^T,  y_t = S_t^T C_t + D x_t
  *   W_out RMSNorm(y * silu(z)), over the channels of each group; with norm_before_gate RMSNorm(y) * silu(z)
  *
- * B and C (state_size) are shared by the num_heads / n_groups consecutive heads of a group. Released models have blocks of a
- * norm and this layer alone, under names of their own. */
+ * There are expand d / head_dim heads. B and C (state_size) are shared by the consecutive heads of a group. Released models have
+ * blocks of a norm and this layer alone, under names of their own. */
 #include <math.h>
 #include <stddef.h>
 
@@ -14,7 +14,7 @@
 #include "mixers/projection.h"
 
 typedef struct config {
-  int64_t head_dim, num_heads, state_size, expand, n_groups, conv_kernel;
+  int64_t head_dim, state_size, expand, n_groups, conv_kernel;
   double dt_limit[2];
   bool use_bias, use_conv_bias, D_has_hdim, rmsnorm, norm_before_gate, rescale_prenorm_residual;
 } config;
@@ -79,9 +79,7 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
 #define FIELD(member) offsetof(config, member)
 static const comba_field fields[] = {
     {"head_dim", COMBA_FIELD_INTEGER, FIELD(head_dim), .default_value = 64, .minimum = 1, .maximum = 4096,
-     .help = "value size of a head"},
-    {"num_heads", COMBA_FIELD_INTEGER, FIELD(num_heads), .default_value = 0, .minimum = 1, .maximum = 1 << 20,
-     .nullable = true, .null_value = 0, .help = "heads, always hidden_size * expand / head_dim; null: that"},
+     .help = "value size of a head; there are hidden_size * expand / head_dim of them, whatever num_heads says"},
     {"state_size", COMBA_FIELD_INTEGER, FIELD(state_size), .default_value = 128, .minimum = 1, .maximum = 4096,
      .help = "key size of a head"},
     {"expand", COMBA_FIELD_INTEGER, FIELD(expand), .default_value = 2, .minimum = 1, .maximum = 64,
@@ -110,9 +108,6 @@ static comba_status check(const void *opaque, int64_t hidden_size) {
   if (inner % c->head_dim)
     return comba_fail(COMBA_ERROR_ARGUMENT, "head_dim is %lld, expected a divisor of hidden_size * expand %lld",
                       (long long)c->head_dim, (long long)inner);
-  if (c->num_heads && c->num_heads != heads)
-    return comba_fail(COMBA_ERROR_ARGUMENT, "num_heads is %lld, expected hidden_size * expand / head_dim %lld",
-                      (long long)c->num_heads, (long long)heads);
   if (heads % c->n_groups)
     return comba_fail(COMBA_ERROR_ARGUMENT, "n_groups is %lld, expected a divisor of the number of heads %lld",
                       (long long)c->n_groups, (long long)heads);

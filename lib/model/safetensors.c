@@ -6,6 +6,7 @@
 
 #include "core/file.h"
 #include "model/json.h"
+#include "model/pickle.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "tensors are read and written as they lie in memory");
 
@@ -196,6 +197,15 @@ static comba_status check_cover(comba_stored_tensor *tensors, size_t count, cons
   return COMBA_OK;
 }
 
+/* A file that does not begin with the length of a header inside of it. */
+static comba_status fail_header(const shard *file, uint64_t header_size) {
+  const size_t room = file->size - LENGTH_SIZE;
+  if (comba_pickle_is(file->data, file->size)) return comba_pickle_fail(file->path);
+  return comba_fail(COMBA_ERROR_FORMAT,
+                    "%s: a header of %ju bytes, expected at most %zu (no safetensors file, or cut?)", file->path,
+                    (uintmax_t)header_size, room < MAX_HEADER ? room : (size_t)MAX_HEADER);
+}
+
 /* Adds the tensors of a shard, whose path, data and size are set, to the list. */
 static comba_status parse_shard(comba_safetensors *all, shard *file) {
   comba_status status = COMBA_OK;
@@ -205,12 +215,7 @@ static comba_status parse_shard(comba_safetensors *all, shard *file) {
     goto cleanup;
   }
   memcpy(&header_size, file->data, LENGTH_SIZE);
-  if (header_size > MAX_HEADER || header_size > file->size - LENGTH_SIZE) {
-    status = comba_fail(
-        COMBA_ERROR_FORMAT, "a header of %ju bytes, expected at most %zu (no safetensors file, or cut?)",
-        (uintmax_t)header_size, file->size - LENGTH_SIZE < MAX_HEADER ? file->size - LENGTH_SIZE : (size_t)MAX_HEADER);
-    goto cleanup;
-  }
+  if (header_size > MAX_HEADER || header_size > file->size - LENGTH_SIZE) return fail_header(file, header_size);
   const char *text = (const char *)file->data + LENGTH_SIZE, *data = text + header_size;
   const size_t data_size = file->size - LENGTH_SIZE - header_size;
   COMBA_TRY(comba_json_parse(&file->header, text, header_size, "header"));
@@ -398,7 +403,7 @@ comba_status comba_safetensors_open_folder(comba_safetensors **tensors, const ch
     status = comba_safetensors_open(tensors, single);
   else if (comba_path_exists(index))
     status = open_shards(tensors, folder, index);
-  else
+  else if ((status = comba_pickle_fail_folder(folder)) == COMBA_OK)
     status =
         comba_fail(COMBA_ERROR_IO, "%s: neither model.safetensors nor model.safetensors.index.json is there", folder);
 
