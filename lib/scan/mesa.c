@@ -282,6 +282,7 @@ static void backward(const comba_call *call) {
   }
   if (call->input_gradient[Q].data)
     comba_store(call->input_gradient[Q].data, p.read_gradient, count, call->accumulate[Q]);
+#pragma omp parallel for if (count > COMBA_SERIAL)
   for (int64_t i = 0; i < count; i++) p.read_gradient[i] = -p.read_gradient[i];
   scan_deal(heads_of(size), scratch, scan_scratch(&p.tasks), backward_head, &p);
   backward_lambda(&p, partial);
