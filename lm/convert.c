@@ -12,7 +12,7 @@
 
 enum { MAX_CONFIG = 16 << 20, MAX_NAME = 512, MAX_VALUE = 1024, DESCRIPTION = COMBA_JSON_DESCRIPTION_SIZE };
 
-static const comba_convert_format *const formats[] = {&comba_convert_mamba_ssm, NULL};
+static const comba_convert_format *const formats[] = {&comba_convert_mamba_ssm, &comba_convert_rwkv, NULL};
 
 /* ---- Configs ---- */
 
@@ -86,14 +86,20 @@ cleanup:
   return status;
 }
 
-/* Our config has every member of format->config: exported, it must have these values. */
+/* Exported, our config must be of the format's model_type, and where the format has no config, be as that says throughout. */
 static comba_status check_own(const comba_convert_format *format, const json_t *ours, const char *path) {
   comba_status status = COMBA_OK;
-  json_t *own = NULL;
+  char text[DESCRIPTION];
+  json_t *own = NULL, *value;
+  const char *name;
   COMBA_TRY(parse(&own, format->config));
-  const char *expected = json_string_value(json_object_get(own, "model_type"));
-  const json_t *found = json_object_get(ours, "model_type");
-  if (!json_equal(found, json_object_get(own, "model_type"))) status = fail_value(path, "model_type", found, expected);
+  json_object_foreach(own, name, value) {
+    const json_t *found = json_object_get(ours, name);
+    if (json_equal(found, value) || (!format->without_config && strcmp(name, "model_type") != 0)) continue;
+    status = fail_value(path, name, found,
+                        json_is_string(value) ? json_string_value(value) : comba_json_describe(value, text));
+    break;
+  }
 
 cleanup:
   json_decref(own);
@@ -192,7 +198,9 @@ static comba_status convert_tensor(const comba_convert_format *format, bool impo
                                    const comba_stored_tensor *tensor, converted *out) {
   char number[MAX_NAME];
   for (const comba_convert_tensor *row = format->tensors; row->foreign; row++) {
-    if (!matches(importing ? row->foreign : row->ours, tensor->name, number)) continue;
+    const char *source = importing ? row->foreign : row->ours;
+    if (!source || !matches(source, tensor->name, number)) continue;
+    if (importing && !row->ours) return COMBA_OK;
     out->name = fill_in(importing ? row->ours : row->foreign, number);
     return out->name ? lay_out(tensor, row->layout, importing, out) : COMBA_ERROR_MEMORY;
   }
@@ -227,6 +235,7 @@ static comba_status convert_tensors(const comba_convert_format *format, bool imp
     const comba_stored_tensor *tensor = comba_safetensors_tensor(from, i);
     if (head && strcmp(tensor->name, importing ? head : "lm_head.weight") == 0) continue;
     COMBA_TRY(convert_tensor(format, importing, tensor, &made[i]));
+    if (!made[i].name) continue; /* left out */
     written[used++] = (comba_written_tensor){made[i].name, tensor->type, made[i].rank, made[i].shape,
                                              made[i].moved ? made[i].moved : tensor->data};
   }
@@ -380,7 +389,8 @@ cleanup:
 
 int lm_convert(int argc, char **argv) {
   static const struct argp_option list[] = {
-      {"from", FROM, "FORMAT", 0, "Read INPUT in the layout of another project and write a model folder: mamba_ssm", 0},
+      {"from", FROM, "FORMAT", 0,
+       "Read INPUT in the layout of another project and write a model folder: mamba_ssm, rwkv", 0},
       {"to", TO, "FORMAT", 0, "Read INPUT, a model folder, and write it in that layout", 0},
       {"output", OUTPUT, "DIR", 0, "New or empty folder for config.json and model.safetensors", 0},
       {0}};

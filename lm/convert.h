@@ -25,7 +25,7 @@ typedef enum comba_convert_layout {
 
 typedef struct comba_convert_tensor {
   const char *foreign; /* NULL ends the list; "*" stands for a number, the same in both names */
-  const char *ours;
+  const char *ours; /* NULL: never used, left out */
   comba_convert_layout layout;
 } comba_convert_tensor;
 
@@ -42,5 +42,6 @@ typedef struct comba_convert_format {
 } comba_convert_format;
 
 extern const comba_convert_format comba_convert_mamba_ssm;
+extern const comba_convert_format comba_convert_rwkv;
 
 #endif

@@ -3,6 +3,7 @@ lm_comba_lm_SOURCES = \
 	lm/convert.c \
 	lm/convert.h \
 	lm/convert_mamba_ssm.c \
+	lm/convert_rwkv.c \
 	lm/eval.c \
 	lm/evaluate.c \
 	lm/evaluate.h \

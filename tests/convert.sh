@@ -58,6 +58,19 @@ round_trip mamba_ssm tied
 grep -q -a lm_head tied-mamba_ssm/model.safetensors || fail "mamba_ssm: the head is missing"
 if grep -q -a lm_head tied-back/model.safetensors; then fail "a head that is tied was written"; fi
 
+make goose '{"model_type": "rwkv7", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 256, "fuse_norm": false}'
+works "$lm" convert --to rwkv goose --output goose-rwkv
+[ ! -e goose-rwkv/config.json ] || fail "rwkv: a config was written"
+grep -q -a blocks.1.att.v2 goose-rwkv/model.safetensors || fail "rwkv: blocks.1.att.v2 is missing"
+works "$lm" convert --from rwkv goose-rwkv/model.safetensors --output goose-back
+cmp -s goose/model.safetensors goose-back/model.safetensors || fail "goose: other weights after rwkv"
+works "$lm" eval --model goose --data text
+cp out before
+works "$lm" eval --model goose-back --data text
+cmp -s before out || fail "goose: another loss after rwkv"
+make fused '{"model_type": "rwkv7", "hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 256}'
+refuses "fuse_norm is true, expected false" "$lm" convert --to rwkv fused --output new
+
 refuses "the folder is not empty" "$lm" convert --to mamba_ssm mamba --output tied
 refuses "expected one of mamba_ssm" "$lm" convert --to other mamba --output new
 make comba '{"model_type": "comba", "head_dim": 8, "num_heads": 1, '"$small}"

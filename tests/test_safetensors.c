@@ -401,6 +401,37 @@ START_TEST(mutations_never_do_harm) {
 }
 END_TEST
 
+/* ---- Tensors that hold others ---- */
+
+START_TEST(a_matrix_is_split_into_its_rows) {
+  static const char *const rows[] = {"x_a", "x_b"};
+  static const char header[] = "{\"m.0.x_x\":{\"dtype\":\"F32\",\"shape\":[2,3],\"data_offsets\":[0,24]},"
+                               "\"n\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[24,28]}}";
+  const float numbers[] = {1, 2, 3, 4, 5, 6, 7};
+  size_t size;
+  char *bytes = file_of(header, sizeof header - 1, sizeof numbers, &size);
+  comba_safetensors *file = NULL;
+  memcpy(bytes + size - sizeof numbers, numbers, sizeof numbers);
+  expect_ok(comba_safetensors_open_memory(&file, bytes, size, "packed"));
+  expect_ok(comba_safetensors_split(file, "y_y", rows, 2));
+  ck_assert_uint_eq(comba_safetensors_count(file), 2);
+  expect_ok(comba_safetensors_split(file, "x_x", rows, 2));
+  ck_assert_uint_eq(comba_safetensors_count(file), 3);
+  const comba_stored_tensor *row = comba_safetensors_find(file, "m.0.x_b");
+  ck_assert_ptr_nonnull(row);
+  ck_assert(row->rank == 3 && row->shape[0] == 1 && row->shape[1] == 1 && row->shape[2] == 3 && row->elements == 3);
+  ck_assert_mem_eq(row->data, numbers + 3, 3 * sizeof *numbers);
+  ck_assert_ptr_null(comba_safetensors_find(file, "m.0.x_x"));
+  comba_safetensors_free(file);
+
+  expect_ok(comba_safetensors_open_memory(&file, bytes, size, "packed"));
+  ck_assert_int_eq(comba_safetensors_split(file, "x_x", rows, 1), COMBA_ERROR_FORMAT);
+  expect_message("packed: tensor 'm.0.x_x' has rank 2, expected a matrix of 1 rows", "split");
+  comba_safetensors_free(file);
+  free(bytes);
+}
+END_TEST
+
 /* ---- Files of the reference implementation ---- */
 
 START_TEST(parity_files_round_trip) {
@@ -450,6 +481,7 @@ int main(void) {
   tcase_add_test(cases, broken_headers_are_named);
   tcase_add_test(cases, broken_lengths_are_named);
   tcase_add_test(cases, mutations_never_do_harm);
+  tcase_add_test(cases, a_matrix_is_split_into_its_rows);
   tcase_add_test(cases, parity_files_round_trip);
   Suite *suite = suite_create("safetensors");
   suite_add_tcase(suite, cases);

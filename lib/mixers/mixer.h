@@ -38,6 +38,13 @@ typedef struct comba_block {
   comba_initial (*head)(int64_t vocabulary, int64_t hidden_size);
 } comba_block;
 
+/* Older files have some vectors (1,1,d) as the rows of one matrix. */
+typedef struct comba_packed {
+  const char *suffix; /* of its name */
+  const char *const *rows;
+  int64_t count;
+} comba_packed;
+
 typedef struct comba_mixer_row {
   const char *model_type;    /* "comba"; "comba_vision" is the same mixer in a vision model */
   const char *recurrence;    /* one line, for `info --mixers` */
@@ -49,6 +56,7 @@ typedef struct comba_mixer_row {
   const comba_names *names;               /* NULL: the usual ones */
   bool trains_padding;                    /* the embedding of pad_token_id is trained like any other */
   const comba_block *block;               /* NULL: the usual one */
+  const comba_packed *packed;             /* NULL: none */
   size_t config_size;
   /* Checks what the schema cannot (sizes that must divide); NULL: nothing to check. */
   comba_status (*check)(const void *config, int64_t hidden_size);

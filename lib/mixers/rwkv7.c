@@ -219,6 +219,9 @@ static comba_tensor *build_channel_mix(comba_build *build, const void *opaque, c
   return y;
 }
 
+static const char *const mixes[] = {"attn.x_r", "attn.x_w", "attn.x_k", "attn.x_v", "attn.x_a", "attn.x_g"};
+static const comba_packed packed = {"attn.x_x", mixes, sizeof mixes / sizeof *mixes};
+
 static comba_initial head_initial(int64_t vocabulary, int64_t d) {
   const double gain = vocabulary > d ? sqrt((double)vocabulary / (double)d) : 1;
   return (comba_initial){COMBA_DRAW_ORTHOGONAL, 0.5 * gain};
@@ -289,6 +292,7 @@ const comba_mixer_row comba_mixer_rwkv7 = {
     .fields = fields,
     .language_defaults = language_defaults,
     .block = &block,
+    .packed = &packed,
     .config_size = sizeof(config),
     .check = check,
     .build = build_mixer,

@@ -111,6 +111,8 @@ static comba_status read_weights(comba_model *model, const char *directory, bool
     wanted[count] = (comba_wanted_tensor){"lm_head.weight", embeddings->shape.rank, embeddings->shape.size, NULL, true};
   }
   COMBA_TRY(comba_safetensors_open_folder(&file, directory));
+  const comba_packed *packed = model->config->mixer->packed;
+  if (packed) COMBA_TRY(comba_safetensors_split(file, packed->suffix, packed->rows, packed->count));
   COMBA_TRY(comba_safetensors_load(file, wanted, count + tied));
 cleanup:
   comba_safetensors_free(file);

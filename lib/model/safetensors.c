@@ -46,6 +46,8 @@ struct comba_safetensors {
   size_t shard_count;
   comba_stored_tensor *tensors; /* sorted by name */
   size_t count;
+  char **names; /* of tensors that were made by comba_safetensors_split */
+  size_t name_count;
 };
 
 const char *comba_stored_type_name(comba_stored_type type) {
@@ -421,10 +423,65 @@ void comba_safetensors_free(comba_safetensors *tensors) {
     json_decref(file->header);
     free(file->path);
   }
+  for (size_t i = 0; i < tensors->name_count; i++) free(tensors->names[i]);
+  free(tensors->names);
   free(tensors->shards);
   free(tensors->tensors);
   free(tensors->path);
   free(tensors);
+}
+
+/* ---- Tensors that hold others ---- */
+
+static bool ends_in(const char *name, const char *suffix) {
+  const size_t length = strlen(name), end = strlen(suffix);
+  return length >= end && strcmp(name + length - end, suffix) == 0;
+}
+
+/* Row `row` of a matrix, called as it is but for the end. */
+static comba_status take_row(comba_safetensors *all, const comba_stored_tensor *matrix, size_t end,
+                             const char *row_name, int64_t row, comba_stored_tensor *out) {
+  const size_t start = strlen(matrix->name) - end, size = start + strlen(row_name) + 1;
+  char *name = malloc(size);
+  if (!name) return comba_fail_memory(size, "a tensor's name");
+  all->names[all->name_count++] = name;
+  snprintf(name, size, "%.*s%s", (int)start, matrix->name, row_name);
+  const int64_t d = matrix->shape[1];
+  *out = *matrix;
+  out->name = name;
+  out->rank = 3;
+  out->shape[0] = out->shape[1] = 1;
+  out->shape[2] = out->elements = d;
+  out->data = (const char *)matrix->data + (size_t)(row * d) * types[matrix->type].size;
+  return COMBA_OK;
+}
+
+comba_status comba_safetensors_split(comba_safetensors *all, const char *suffix, const char *const *rows,
+                                     int64_t count) {
+  const size_t stored = all->count;
+  size_t found = 0;
+  for (size_t i = 0; i < stored; i++) found += ends_in(all->tensors[i].name, suffix);
+  if (!found) return COMBA_OK;
+  char **names = realloc(all->names, (all->name_count + found * (size_t)count) * sizeof *names);
+  if (names) all->names = names;
+  comba_stored_tensor *tensors = realloc(all->tensors, (stored + found * (size_t)count) * sizeof *tensors);
+  if (tensors) all->tensors = tensors;
+  if (!names || !tensors) return comba_fail_memory(found * sizeof *tensors, "the list of tensors");
+  for (size_t i = 0; i < stored; i++) {
+    const comba_stored_tensor matrix = tensors[i];
+    if (!ends_in(matrix.name, suffix)) continue;
+    if (matrix.rank != 2 || matrix.shape[0] != count)
+      return comba_fail(COMBA_ERROR_FORMAT, "%s: tensor '%s' has rank %d, expected a matrix of %lld rows", matrix.path,
+                        matrix.name, matrix.rank, (long long)count);
+    for (int64_t row = 0; row < count; row++) {
+      comba_stored_tensor *made = row ? &tensors[all->count] : &tensors[i];
+      const comba_status status = take_row(all, &matrix, strlen(suffix), rows[row], row, made);
+      if (status != COMBA_OK) return status;
+      all->count += row > 0;
+    }
+  }
+  qsort(all->tensors, all->count, sizeof *all->tensors, compare_names);
+  return COMBA_OK;
 }
 
 /* ---- Access ---- */

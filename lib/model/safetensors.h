@@ -62,6 +62,11 @@ comba_status comba_safetensors_open_memory(comba_safetensors **tensors, const vo
                                            const char *source);
 void comba_safetensors_free(comba_safetensors *tensors);
 
+/* Each tensor whose name ends in `suffix`, a matrix (count, d), becomes `count` tensors (1, 1, d), its rows, whose names end in
+ * those of `rows` instead. */
+comba_status comba_safetensors_split(comba_safetensors *tensors, const char *suffix, const char *const *rows,
+                                     int64_t count);
+
 /* The path that was opened. */
 const char *comba_safetensors_path(const comba_safetensors *tensors);
 /* Tensors are in the order of their names; they belong to the handle. */
