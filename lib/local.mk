@@ -201,6 +201,8 @@ kernel_sources = \
 	lib/scan/mesa.c \
 	lib/scan/mesa.h \
 	lib/scan/mesa_solve.c \
+	lib/scan/normed_loss.c \
+	lib/scan/normed_loss.h \
 	lib/scan/scalar.h \
 	lib/scan/scalar_decay.c \
 	lib/scan/scalar_decay.h \

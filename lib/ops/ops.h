@@ -626,7 +626,7 @@ static inline comba_tensor *comba_memory(comba_graph *graph, const comba_memory_
 }
 
 /* A memory of two layers, f(x) = gelu(x w1 + b1) w2 + b2 (gelu with tanh), that descends an inner loss while it reads
- * (docs/memory.md; TTT-MLP, MIRAS), for each head. The tokens of a chunk take their gradients at the memory A_0 it starts with:
+ * (docs/memory_mlp.md; TTT-MLP, MIRAS), for each head. The tokens of a chunk take their gradients at the memory A_0 it starts with:
  *   loss_j of f(k_j), with the memory m(A_0), against v_j - k_j
  *   G_i = e^{retention_i} G_{i-1} + rate_i d loss_i / d memory,  e_i = e^{retention_i} e_{i-1};  G_0 = 0, e_0 = 1
  *   o_i = f(q_i) with the memory e_i m(A_0) - w_i G_i,  w_i = max(1/i + token_offset_i, 0), 1 without token_offset
@@ -639,6 +639,7 @@ static inline comba_tensor *comba_memory(comba_graph *graph, const comba_memory_
 typedef struct comba_memory_mlp_attributes {
   int64_t chunk; /* tokens, at most 64; 0 means 16 */
   comba_inner_loss_attributes loss;
+  bool normalize; /* of LN(f(k_j)), LN with norm_weight, norm_bias and loss.epsilon, in place of f(k_j) */
   comba_memory_map map;
   double map_exponent; /* 0 means 4 */
   double map_total;    /* 0: a matrix, column or row of equal entries gives a unit row of equal entries back as ones */

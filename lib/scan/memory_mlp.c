@@ -73,6 +73,8 @@ static comba_status check_attributes(const comba_signature *s) {
   if (!(a->map_total >= 0 && a->map_total < HUGE_VAL))
     return comba_fail(COMBA_ERROR_ARGUMENT, "%s: map_total is %g, expected a positive number, or 0", s->op,
                       a->map_total);
+  if (a->normalize && inner_loss_normalizes(a->loss.kind))
+    return comba_fail(COMBA_ERROR_ARGUMENT, "%s: normalize is set, expected a loss without a norm of its own", s->op);
   return COMBA_VARIANT(comba_inner_loss_check)(&a->loss, s->op);
 }
 
@@ -90,7 +92,7 @@ static comba_status check_operands(const comba_signature *s) {
   if (s->input[TOKEN_OFFSET].rank && !comba_shape_equal(&s->input[TOKEN_OFFSET], &COMBA_SHAPE(chunk_of(a))))
     return comba_fail_shape(s, TOKEN_OFFSET, "(chunk)");
   for (int i = NORM_WEIGHT; i <= NORM_BIAS; i++)
-    if ((s->input[i].rank || inner_loss_normalizes(a->loss.kind)) &&
+    if ((s->input[i].rank || a->normalize || inner_loss_normalizes(a->loss.kind)) &&
         !comba_shape_equal(&s->input[i], &COMBA_SHAPE(H, F)))
       return comba_fail_shape(s, i, "(H, F), as q");
   if (!comba_extent_fits(w1, 3) || w1->size[0] != H || w1->size[1] != F)
@@ -173,6 +175,9 @@ static memory_mlp_head head_of(const problem *p, int64_t sequence, int64_t head)
       .b1 = AT(call->input[B1], head * M),
       .w2 = AT(call->input[W2], head * M * F),
       .b2 = AT(call->input[B2], head * F),
+      .norm_weight = AT(call->input[NORM_WEIGHT], head * F),
+      .norm_bias = AT(call->input[NORM_BIAS], head * F),
+      .normalize = attributes->normalize,
       .initial_state = AT(call->input[INITIAL_STATE], state),
       .o = AT(call->output[OUTPUT], row * F),
       .final_state = AT(call->output[FINAL_STATE], state),
@@ -187,9 +192,8 @@ static memory_mlp_head head_of(const problem *p, int64_t sequence, int64_t head)
       .dthreshold = AT(call->input_gradient[THRESHOLD], row),
       .initial_state_gradient = AT(call->input_gradient[INITIAL_STATE], state),
   };
-  h.loss = COMBA_VARIANT(comba_inner_loss_of)(&attributes->loss, F, AT(call->input[NORM_WEIGHT], head * F),
-                                              AT(call->input[NORM_BIAS], head * F));
 #undef AT
+  h.loss = COMBA_VARIANT(comba_inner_loss_of)(&attributes->loss, F, h.norm_weight, h.norm_bias);
   memcpy(h.accumulate, call->accumulate, sizeof h.accumulate);
   return h;
 }
@@ -277,6 +281,8 @@ static void backward(const comba_call *call) {
   QKV_RATE(B, T, H, F), BETWEEN(-0.5, 0, B, T, H), ABSENT, ABSENT, NORM_OF(H, F), MEMORY_OF(H, F, M)
 #define ROBUST(B, T, H, F, M)                                                                                          \
   QKV_RATE(B, T, H, F), BETWEEN(-0.5, 0, B, T, H), BETWEEN(1, 3, B, T, H), ABSENT, ABSENT, ABSENT, MEMORY_OF(H, F, M)
+#define NORMED(B, T, H, F, M)                                                                                          \
+  QKV_RATE(B, T, H, F), BETWEEN(-0.5, 0, B, T, H), BETWEEN(1, 3, B, T, H), ABSENT, NORM_OF(H, F), MEMORY_OF(H, F, M)
 #define STATE(N, H, F, M, more) SMALL(0.1, N, H, 2 * (2 * F * M + M + F) + more)
 
 #define TTT_OF(chunk_, ...)                                                                                            \
@@ -307,8 +313,8 @@ static const comba_case cases[] = {
     {.name = "packed, empty sequences, inside chunks",
      .tolerance = 1e-4,
      .attributes = TTT_OF(3, ),
-     .input = {TTT(1, 40, 2, 4, 6, 3),
-               STATE(5, 2, 4, 6, 0),
+     .input = {TTT(1, 40, 2, 8, 6, 3),
+               STATE(5, 2, 8, 6, 0),
                POSITION_AT(2),
                {COMBA_SHAPE(6), VALUES(0, 0, 13, 14, 14, 40)}}},
     {.name = "more heads than blocks", .tolerance = 1e-4, .attributes = TTT_OF(2, ), .input = {TTT(2, 3, 65, 4, 3, 2)}},
@@ -328,6 +334,15 @@ static const comba_case cases[] = {
     {.name = "Huber",
      .attributes = LOSS_OF(4, COMBA_LOSS_HUBER, ),
      .input = {ROBUST(2, 11, 1, 6, 10), STATE(2, 1, 6, 10, 1)}},
+    {.name = "Huber of a norm",
+     .attributes = LOSS_OF(4, COMBA_LOSS_HUBER, .normalize = true),
+     .input = {NORMED(2, 11, 1, 6, 10), STATE(2, 1, 6, 10, 1)}},
+    {.name = "power of a norm",
+     .attributes = LOSS_OF(4, COMBA_LOSS_POWER, .normalize = true),
+     .input = {NORMED(1, 7, 2, 6, 10)}},
+    {.name = "square of a norm",
+     .attributes = LOSS_OF(4, COMBA_LOSS_SQUARE, .normalize = true),
+     .input = {NORMED(1, 7, 2, 6, 10)}},
     {.name = "softmax",
      .attributes = LOSS_OF(4, COMBA_LOSS_SQUARE, .map = COMBA_MEMORY_SOFTMAX),
      .input = {ROBUST(1, 11, 1, 6, 10), STATE(1, 1, 6, 10, 1), POSITION_AT(2)}},

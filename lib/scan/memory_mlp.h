@@ -15,6 +15,7 @@
 
 #include "scan/inner_loss.h"
 #include "scan/memory_mlp_map.h"
+#include "scan/normed_loss.h"
 #include "scan/scan.h"
 
 enum {
@@ -56,7 +57,9 @@ typedef struct memory_mlp_head {
   bool mapped;
   memory_mlp_map map;
   inner_loss loss;
-  const real *q, *k, *v, *rate, *retention, *threshold, *token_offset, *w1, *b1, *w2, *b2, *initial_state;
+  bool normalize; /* the loss is of LN(f(k)) */
+  const real *q, *k, *v, *rate, *retention, *threshold, *token_offset, *norm_weight, *norm_bias, *w1, *b1, *w2, *b2,
+      *initial_state;
   real *o, *final_state, *memories;
   const real *output_gradient, *final_state_gradient;
   real *dq, *dk, *dv, *drate, *dretention, *dthreshold, *initial_state_gradient;

@@ -48,6 +48,7 @@ typedef struct chunk {
   real *x2;                       /* (2n,M) x2, u */
   real *h, *n1;                   /* (n,M) */
   real *z2, *n2;                  /* (n,F) */
+  real *row;                      /* (5F) of a loss with a norm */
   real *o;                        /* (n,F) */
   real *score1, *score2, *masked; /* (n,n) q k^T + 1; u x2^T + 1; one of them times r_i e_ij a_j */
   real *product;                  /* (n, larger of F and M) */
@@ -90,6 +91,7 @@ static int64_t lay_out(chunk *s, real *scratch, int64_t F, int64_t M, int64_t n,
       {&s->n1, wide},
       {&s->z2, narrow},
       {&s->n2, narrow},
+      {&s->row, 5 * F},
       {&s->o, narrow},
       {&s->score1, square},
       {&s->score2, square},
@@ -307,7 +309,9 @@ static void find_gradients(const memory_mlp_head *h, chunk *s) {
   apply(n, &first, s->x, s->z1);
   gelu_rows(n * M, s->z1, s->x2, s->slope);
   apply(n, &second, s->x2, s->z2);
-  COMBA_VARIANT(comba_inner_loss_forward)(&h->loss, n, s->z2, s->target, s->threshold, s->n2);
+  if (h->normalize) COMBA_VARIANT(comba_normed_loss_forward)
+  (&h->loss, h->norm_weight, h->norm_bias, n, s->z2, s->target, s->threshold, s->n2, s->row);
+  else COMBA_VARIANT(comba_inner_loss_forward)(&h->loss, n, s->z2, s->target, s->threshold, s->n2);
   comba_gemm_serial('N', 'T', n, M, F, 1, s->n2, F, second.w, F, 0, s->h, M);
   for (int64_t i = 0; i < n * M; i++) s->n1[i] = s->h[i] * s->slope[i];
 }
@@ -507,7 +511,9 @@ static void backward_chunk(const memory_mlp_head *h, chunk *s) {
   gelu_curve_rows(n * M, s->z1, s->dn1, s->h, dz1);
   comba_gemm_serial('N', 'N', n, F, M, 1, dh, M, second.w, F, 1, s->dn2, F);
   const inner_loss_gradients inner = {dz2, s->dtarget, s->dthreshold, dweight, dbias};
-  COMBA_VARIANT(comba_inner_loss_backward)(&h->loss, n, s->z2, s->target, s->threshold, s->dn2, &inner);
+  if (h->normalize) COMBA_VARIANT(comba_normed_loss_backward)
+  (&h->loss, h->norm_weight, h->norm_bias, n, s->z2, s->target, s->threshold, s->dn2, &inner, s->row);
+  else COMBA_VARIANT(comba_inner_loss_backward)(&h->loss, n, s->z2, s->target, s->threshold, s->dn2, &inner);
   comba_gemm_serial('N', 'T', n, M, F, 1, dz2, F, second.w, F, 1, dx2, M);
   for (int64_t i = 0; i < n * M; i++) dz1[i] += dx2[i] * s->slope[i];
   comba_gemm_serial('N', 'T', n, F, M, 1, dz1, M, first.w, M, 1, dk, F);
