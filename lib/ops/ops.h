@@ -500,7 +500,7 @@ static inline comba_tensor *comba_adamw(comba_graph *graph, comba_tensor *weight
 typedef struct comba_delta_rule_attributes {
   double scale; /* 0 means K^(-1/2) */
   bool feedback_after_decay;
-  comba_mode mode; /* COMBA_MODE_AUTO: by the rule in scan/scalar.h */
+  comba_mode mode; /* COMBA_MODE_AUTO: by the rule in scan/scan.h */
 } comba_delta_rule_attributes;
 static inline comba_tensor *comba_delta_rule(comba_graph *graph, comba_tensor *q, comba_tensor *k, comba_tensor *p,
                                              comba_tensor *v, comba_tensor *beta, comba_tensor *g,
@@ -517,7 +517,7 @@ static inline comba_tensor *comba_delta_rule(comba_graph *graph, comba_tensor *q
 typedef struct comba_scalar_decay_attributes {
   double scale;      /* 0 means K^(-1/2) */
   int64_t retention; /* without g: e^{g} of value head h is 1 - 2^-(retention + h) at every token; 0: 1 */
-  comba_mode mode;   /* COMBA_MODE_AUTO: by the rule in scan/scalar.h */
+  comba_mode mode;   /* COMBA_MODE_AUTO: by the rule in scan/scan.h */
 } comba_scalar_decay_attributes;
 static inline comba_tensor *comba_scalar_decay(comba_graph *graph, comba_tensor *q, comba_tensor *k, comba_tensor *v,
                                                comba_tensor *g, comba_tensor *initial_state, comba_tensor *cu_seqlens,
@@ -535,7 +535,7 @@ static inline comba_tensor *comba_scalar_decay(comba_graph *graph, comba_tensor 
 typedef struct comba_mesa_attributes {
   double lower_bound;
   int64_t steps;   /* 0 means 30 */
-  comba_mode mode; /* COMBA_MODE_AUTO: by the rule in scan/scalar.h */
+  comba_mode mode; /* COMBA_MODE_AUTO: by the rule in scan/scan.h */
 } comba_mesa_attributes;
 static inline comba_tensor *comba_mesa(comba_graph *graph, comba_tensor *q, comba_tensor *k, comba_tensor *beta,
                                        comba_tensor *g, comba_tensor *initial_state, comba_tensor *cu_seqlens,
@@ -555,7 +555,7 @@ static inline comba_tensor *comba_mesa(comba_graph *graph, comba_tensor *q, comb
 typedef struct comba_diagonal_decay_attributes {
   double scale; /* 0 means K^(-1/2) */
   bool read_after_decay;
-  comba_mode mode; /* COMBA_MODE_AUTO: by the rule in scan/diagonal_decay.c */
+  comba_mode mode; /* COMBA_MODE_AUTO: by the rule in scan/scan.h */
 } comba_diagonal_decay_attributes;
 static inline comba_tensor *comba_diagonal_decay(comba_graph *graph, comba_tensor *q, comba_tensor *k, comba_tensor *v,
                                                  comba_tensor *g, comba_tensor *a, comba_tensor *b,

@@ -7,6 +7,8 @@
 
 #include "ops/ops.h"
 
+enum { LEAST_STATE = 4096 }; /* of the chunk form, see scan_in_chunks */
+
 static delta_rule_head head_of(const comba_call *call, const scalar_size *size, int64_t sequence, int64_t head) {
   const comba_delta_rule_attributes *attributes = call->attributes;
   const int32_t *cu_seqlens = call->input[CU_SEQLENS].data;
@@ -74,7 +76,7 @@ static comba_status infer(comba_signature *s) {
   s->saved_shape[ERRORS] = *v;
 
   const scalar_size size = scalar_size_of(q, q, v, &s->input[CU_SEQLENS]);
-  const scalar_tasks x = scalar_tasks_of(&size, attributes->mode, NULL);
+  const scalar_tasks x = scalar_tasks_of(&size, attributes->mode, LEAST_STATE, NULL);
   s->forward_workspace = scan_slots(scalar_forward_tasks(&x)) * scratch_size(&x, x.width, false);
   s->backward_workspace = scan_slots(scalar_backward_tasks(&x)) * scratch_size(&x, size.V, true);
 
@@ -88,7 +90,7 @@ static scalar_tasks tasks_of(const comba_call *call) {
   const comba_delta_rule_attributes *attributes = call->attributes;
   const scalar_size size = scalar_size_of(&call->input[Q].shape, &call->input[KEY].shape, &call->input[VALUE].shape,
                                           &call->input[CU_SEQLENS].shape);
-  return scalar_tasks_of(&size, attributes->mode, call);
+  return scalar_tasks_of(&size, attributes->mode, LEAST_STATE, call);
 }
 
 static void forward_task(const void *context, int64_t task, real *scratch) {

@@ -30,14 +30,7 @@ static diagonal_decay_size size_of(const comba_shape *input) {
   return s;
 }
 
-/* The rule of COMBA_MODE_AUTO, that of the delta rule: token by token where sequences are short (on average) or the state
- * is small, else in chunks. */
-enum { SHORT_LENGTH = 16, SMALL_STATE = 1024 };
-
-static bool in_chunks(const comba_diagonal_decay_attributes *attributes, const diagonal_decay_size *size) {
-  if (attributes->mode != COMBA_MODE_AUTO) return attributes->mode == COMBA_MODE_CHUNK;
-  return size->tokens / size->sequences >= SHORT_LENGTH && size->K * size->V > SMALL_STATE;
-}
+enum { LEAST_STATE = 1024, LEAST_STATE_LOW_RANK = 8192 }; /* of the chunk form, see scan_in_chunks */
 
 /* How a call is cut into tasks: in forward heads in chunks, and tiles of a head's columns token by token. */
 typedef struct task_context {
@@ -48,9 +41,11 @@ typedef struct task_context {
 } task_context;
 
 static task_context context_of(const void *attributes, const comba_shape *input, const comba_call *call) {
+  const comba_mode mode = ((const comba_diagonal_decay_attributes *)attributes)->mode;
   task_context x = {.call = call, .size = size_of(input)};
-  x.chunks = in_chunks(attributes, &x.size);
-  x.width = x.chunks ? x.size.V : scan_tile_width(x.size.tokens / x.size.sequences, x.size.K, x.size.V);
+  const int64_t length = x.size.tokens / x.size.sequences, K = x.size.K, V = x.size.V;
+  x.chunks = scan_in_chunks(mode, length, K, V, x.size.readers > 1 ? LEAST_STATE_LOW_RANK : LEAST_STATE);
+  x.width = x.chunks ? V : scan_tile_width(length, K, V);
   x.tiles = (x.size.V + x.width - 1) / x.width;
   return x;
 }

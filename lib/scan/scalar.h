@@ -44,14 +44,12 @@ typedef struct scalar_tasks {
   int64_t width, tiles; /* forward: heads in chunks, and tiles of a head's columns token by token */
 } scalar_tasks;
 
-/* The rule of COMBA_MODE_AUTO, from the times in docs/delta_rule.md and docs/scalar_decay.md: token by token where sequences
- * are short (on average) or the state is small, else in chunks. */
-enum { SHORT_LENGTH = 16, SMALL_STATE = 1024 };
-
-static inline scalar_tasks scalar_tasks_of(const scalar_size *size, comba_mode mode, const comba_call *call) {
-  scalar_tasks x = {.call = call, .size = *size, .chunks = mode == COMBA_MODE_CHUNK};
+/* least_state: of scan_in_chunks. */
+static inline scalar_tasks scalar_tasks_of(const scalar_size *size, comba_mode mode, int64_t least_state,
+                                           const comba_call *call) {
   const int64_t length = size->tokens / size->sequences;
-  if (mode == COMBA_MODE_AUTO) x.chunks = length >= SHORT_LENGTH && size->K * size->V > SMALL_STATE;
+  scalar_tasks x = {.call = call, .size = *size};
+  x.chunks = scan_in_chunks(mode, length, size->K, size->V, least_state);
   x.width = x.chunks ? size->V : scan_tile_width(length, size->K, size->V);
   x.tiles = (size->V + x.width - 1) / x.width;
   return x;

@@ -18,6 +18,16 @@ enum {
   BACKWARD_WIDTH = 16, /* columns for which backward keeps the states of one segment */
 };
 
+/* Whether a call runs in chunks. The rule of COMBA_MODE_AUTO, from the times in docs/scalar_decay.md, delta_rule.md and
+ * diagonal_decay.md: where the state has at least `least_state` numbers, a bound of each engine, and the sequences hold enough
+ * tokens on average to pay for what a chunk costs at any length. It looks at shapes alone: a run is the same on every machine. */
+enum { CHUNK_MIN_LENGTH = 4, CHUNK_MIN_WORK = 1 << 16 };
+
+static inline bool scan_in_chunks(comba_mode mode, int64_t length, int64_t K, int64_t V, int64_t least_state) {
+  if (mode != COMBA_MODE_AUTO) return mode == COMBA_MODE_CHUNK;
+  return K * V >= least_state && length >= CHUNK_MIN_LENGTH && length >= CHUNK_MIN_WORK / (K * V);
+}
+
 static inline real scan_dot(const real *a, const real *b, int64_t n) {
   real sum = 0;
 #pragma omp simd reduction(+ : sum)
