@@ -48,7 +48,7 @@ endif
 
 TESTS += $(shell_tests)
 TEST_EXTENSIONS = .sh
-EXTRA_DIST += $(shell_tests) tests/installed.sh
+EXTRA_DIST += $(shell_tests) tests/installed.sh tests/pytorch.py
 
 # What the suites and the bench share.
 check_LTLIBRARIES += tests/libtesting.la
@@ -94,5 +94,10 @@ check_PROGRAMS += tests/op-bench
 tests_op_bench_SOURCES = tests/op_bench.c tests/op_perf.c tests/op_perf.h
 tests_op_bench_LDADD = tests/libtesting.la
 
-bench: tests/op-bench$(EXEEXT)
+check_PROGRAMS += tests/step-bench
+tests_step_bench_SOURCES = tests/step_bench.c tests/op_perf.c tests/op_perf.h lm/presets.c vision/presets.c
+tests_step_bench_LDADD = lib/libprogram.la tests/libtesting.la
+
+bench: tests/op-bench$(EXEEXT) tests/step-bench$(EXEEXT)
 	tests/op-bench$(EXEEXT) perf
+	tests/step-bench$(EXEEXT)

@@ -390,7 +390,7 @@ START_TEST(random_graph_equals_its_nodes) {
 }
 END_TEST
 
-/* What is needed at one time must not lie in one place. */
+/* What is needed at one time must not lie in one place, and the arena ends where the last of it does. */
 START_TEST(storages_needed_together_lie_apart) {
   const random_graph g = draw((uint64_t)_i);
   values v = interpret(&g);
@@ -405,6 +405,13 @@ START_TEST(storages_needed_together_lie_apart) {
       ck_assert_uint_le(a->offset + a->bytes, graph->cost.arena_bytes);
       ck_assert_uint_eq(a->offset % 64, 0);
     }
+  size_t high_water = 0;
+  for (int i = 0; i < graph->storages; i++) {
+    const comba_storage *s = &graph->storage[i];
+    const size_t end = s->external || s->first < 0 ? 0 : s->offset + (s->bytes + 63) / 64 * 64;
+    high_water = end > high_water ? end : high_water;
+  }
+  ck_assert_uint_eq(high_water, graph->cost.arena_bytes);
   planned_free(&p);
   values_free(&v);
 }
