@@ -10,11 +10,13 @@ documentation = \
 	docs/mixers/hgrn2.md \
 	docs/mixers/kda.md \
 	docs/mixers/linear_attn.md \
+	docs/mixers/mamba2.md \
 	docs/mixers/mesa_net.md \
 	docs/mixers/meta_la.md \
 	docs/mixers/mlstm.md \
 	docs/mixers/retnet.md \
 	docs/mixers/rwkv7.md \
+	docs/mixers/s4d.md \
 	docs/mixers/simple_gla.md \
 	docs/mixers/transformer.md \
 	docs/mixers/ttt_mlp.md \

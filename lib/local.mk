@@ -82,6 +82,7 @@ library_sources = \
 	lib/mixers/recurrence.h \
 	lib/mixers/retnet.c \
 	lib/mixers/rwkv7.c \
+	lib/mixers/s4d.c \
 	lib/mixers/simple_gla.c \
 	lib/mixers/table.c \
 	lib/mixers/transformer.c \
@@ -201,6 +202,7 @@ kernel_sources = \
 	lib/scan/mesa.c \
 	lib/scan/mesa.h \
 	lib/scan/mesa_solve.c \
+	lib/scan/s4d.c \
 	lib/scan/normed_loss.c \
 	lib/scan/normed_loss.h \
 	lib/scan/scalar.h \

@@ -69,6 +69,8 @@ tests_libtesting_la_SOURCES = \
 	tests/oracle/language_model.h \
 	tests/oracle/linear_family.c \
 	tests/oracle/linear_family.h \
+	tests/oracle/mamba2.c \
+	tests/oracle/mamba2.h \
 	tests/oracle/mesa_net.c \
 	tests/oracle/mesa_net.h \
 	tests/oracle/meta_la.c \
@@ -79,6 +81,8 @@ tests_libtesting_la_SOURCES = \
 	tests/oracle/recurrence.h \
 	tests/oracle/rwkv7.c \
 	tests/oracle/rwkv7.h \
+	tests/oracle/s4d.c \
+	tests/oracle/s4d.h \
 	tests/oracle/scalar_recurrence.c \
 	tests/oracle/scalar_recurrence.h \
 	tests/oracle/softmax_attention.c \

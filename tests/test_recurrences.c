@@ -12,10 +12,12 @@
 #include "oracle/comba_model.h"
 #include "oracle/kda.h"
 #include "oracle/linear_family.h"
+#include "oracle/mamba2.h"
 #include "oracle/mesa_net.h"
 #include "oracle/meta_la.h"
 #include "oracle/mlstm.h"
 #include "oracle/rwkv7.h"
+#include "oracle/s4d.h"
 #include "oracle/ttt_mlp.h"
 
 enum { VOCABULARY = 23, HIDDEN = 16 };
@@ -99,6 +101,16 @@ typedef struct recurrence_case {
   {                                                                                                                    \
     .name = "meta_la" NAME, .family = &oracle_meta_la, .json = "'model_type': 'meta_la', 'num_heads': " #H ", " JSON,  \
     .config = &(const oracle_meta_la_config){H, NORMALIZER},                                                           \
+  }
+
+/* Mamba2 with heads of 4 and 3 states */
+#define MAMBA2(NAME, G, JSON, ...)                                                                                     \
+  {                                                                                                                    \
+    .name = "mamba2" NAME, .family = &oracle_mamba2,                                                                   \
+    .json = "'model_type': 'mamba2', 'head_dim': 4, 'state_size': 3, 'n_groups': " #G ", " JSON,                       \
+    .config = &(const oracle_mamba2_config) {                                                                          \
+      .groups = G, .state_size = 3, .head_dim = 4, __VA_ARGS__                                                         \
+    }                                                                                                                  \
   }
 
 #define TTT_MLP(NAME, JSON, BASE_LR, THETA)                                                                            \
@@ -192,6 +204,17 @@ static const recurrence_case cases[] = {
      .config = &(const oracle_linear_config){.heads = 2, .kv_heads = 2},
      .attention = &(const oracle_attention){.heads = 4, .kv_heads = 1, .window = 3, .layers = 1u << 1}},
 
+    MAMBA2("", 1, "", .least = 0),
+    MAMBA2(", groups, limits", 4, "'dt_limit': [0.3, 0.9], 'use_bias': true, 'conv_kernel': 2, ", .least = 0.3,
+           .largest = 0.9),
+    MAMBA2(", norm before gate, D by channel", 2,
+           "'norm_before_gate': true, 'D_has_hdim': true, 'use_conv_bias': false, 'expand': 3, ",
+           .norm_before_gate = true),
+    MAMBA2(", no norm", 1, "'rmsnorm': false, ", .no_norm = true),
+    {.name = "s4d", .family = &oracle_s4d, .json = "'model_type': 's4d', 'state_size': 6, "},
+    {.name = "s4d, inverse frequencies",
+     .family = &oracle_s4d,
+     .json = "'model_type': 's4d', 'state_size': 10, 'A_init': 'inv', 'dt_max': 0.5, "},
     MLSTM("", 2, "", .cap = 15, .epsilon = 1e-6),
     MLSTM(", wide, low cap", 4, "'qk_dim_factor': 1, 'v_dim_factor': 2, 'gate_soft_cap': 2, 'eps': 0.01, ", .cap = 2,
           .epsilon = 0.01),

@@ -78,6 +78,7 @@ extern const comba_mixer_row comba_mixer_meta_la;
 extern const comba_mixer_row comba_mixer_mlstm;
 extern const comba_mixer_row comba_mixer_retnet;
 extern const comba_mixer_row comba_mixer_rwkv7;
+extern const comba_mixer_row comba_mixer_s4d;
 extern const comba_mixer_row comba_mixer_simple_gla;
 extern const comba_mixer_row comba_mixer_transformer;
 extern const comba_mixer_row comba_mixer_ttt_mlp;

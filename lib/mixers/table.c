@@ -18,6 +18,7 @@ const comba_mixer_row *const comba_mixer_table[] = {
     &comba_mixer_mlstm,
     &comba_mixer_retnet,
     &comba_mixer_rwkv7,
+    &comba_mixer_s4d,
     &comba_mixer_simple_gla,
     &comba_mixer_transformer,
     &comba_mixer_ttt_mlp,

@@ -656,6 +656,26 @@ static inline comba_tensor *comba_memory_mlp(comba_graph *graph, const comba_mem
                       x->initial_state, x->position, x->cu_seqlens);
 }
 
+/* Diagonal state space model (S4D, arXiv 2206.11893): u, y (B,T,d); for each channel M complex states,
+ *   a = e^{dt A},  w = C (a - 1) / A,  dt = e^log_dt,  A = -e^log_rate + i frequency
+ *   s_t = a s_{t-1} + u_t,  y_t = 2 Re sum_m w_m s_{t,m}
+ * log_dt (d), log_rate, frequency (d,M), C (d,M,2): real and imaginary parts; initial_state (N,d,2,M) optional (zero if absent);
+ * cu_seqlens (N+1) optional. `final_state` (or NULL) receives (N,d,2,M), and may share memory with initial_state in a graph
+ * without backward. */
+typedef struct comba_s4d_attributes {
+  comba_mode mode; /* COMBA_MODE_AUTO: chunks from 64 tokens on */
+} comba_s4d_attributes;
+typedef struct comba_s4d_parameters {
+  comba_tensor *log_dt, *log_rate, *frequency, *C;
+} comba_s4d_parameters;
+static inline comba_tensor *comba_s4d(comba_graph *graph, comba_tensor *u, comba_s4d_parameters x,
+                                      comba_tensor *initial_state, comba_tensor *cu_seqlens, comba_mode mode,
+                                      comba_tensor **final_state) {
+  comba_s4d_attributes attributes = {mode};
+  return COMBA_APPEND(graph, s4d, &attributes, final_state, u, x.log_dt, x.log_rate, x.frequency, x.C, initial_state,
+                      cu_seqlens);
+}
+
 /* Softmax attention: q (B,T,H,D), k, v (B,T,HKV,D), H a multiple of HKV (query head h reads head h / (H/HKV)) -> (B,T,H,D).
  * causal: token t sees j <= t; window w > 0 with causal: only t - w < j. Sequences of cu_seqlens do not see each other. */
 typedef struct comba_attention_attributes {
