@@ -17,6 +17,7 @@ suites = \
 	tests/test_operators \
 	tests/test_parity \
 	tests/test_recurrences \
+	tests/test_rwkv7 \
 	tests/test_safetensors \
 	tests/test_scalar_decay \
 	tests/test_training \
@@ -34,6 +35,7 @@ tests_test_decoder_SOURCES = tests/test_decoder.c $(model_case)
 tests_test_mixers_SOURCES = tests/test_mixers.c $(model_case)
 tests_test_model_SOURCES = tests/test_model.c $(model_case)
 tests_test_recurrences_SOURCES = tests/test_recurrences.c $(model_case)
+tests_test_rwkv7_SOURCES = tests/test_rwkv7.c $(model_case)
 tests_test_training_SOURCES = tests/test_training.c $(model_case)
 tests_test_vision_model_SOURCES = tests/test_vision_model.c $(model_case)
 
