@@ -25,7 +25,7 @@ typedef enum comba_convert_layout {
 
 typedef struct comba_convert_tensor {
   const char *foreign; /* NULL ends the list; "*" stands for a number, the same in both names */
-  const char *ours; /* NULL: never used, left out */
+  const char *ours;    /* NULL: never used, left out */
   comba_convert_layout layout;
 } comba_convert_tensor;
 

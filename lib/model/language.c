@@ -1,5 +1,6 @@
 /* Language models (mixers.md 3.1): x = Emb[ids]; each layer x += mixer(RMSNorm(x)), x += MLP(RMSNorm(x));
- * logits = RMSNorm(x) W_head^T. Each residual add is fused into the norm that follows it. */
+ * logits = RMSNorm(x) W_head^T. Each residual add is fused into the norm that follows it. A mixer may bring another norm and MLP
+ * (comba_block). */
 #include "mixers/attention.h"
 #include "mixers/mixer.h"
 #include "model/model_private.h"
@@ -95,19 +96,18 @@ void comba_language_build(comba_build *build, comba_plan *plan) {
   const comba_names *names = comba_mixer_names(config->mixer);
   size_t length = comba_build_enter(build, "%s", names->model);
   const int64_t padding_plus_one = config->mixer->trains_padding ? 0 : config->pad_token_id + 1;
-  comba_tensor *embeddings =
-      comba_build_parameter(build, "embeddings.weight", COMBA_SHAPE(V, d), COMBA_ROLE_EMBEDDING,
-                            block ? block->embeddings : initial);
+  comba_tensor *embeddings = comba_build_parameter(build, "embeddings.weight", COMBA_SHAPE(V, d), COMBA_ROLE_EMBEDDING,
+                                                   block ? block->embeddings : initial);
   stream s = {comba_embedding(graph, plan->input_ids, embeddings, (comba_embedding_attributes){padding_plus_one}),
               NULL};
   for (int64_t layer = 0; layer < config->num_hidden_layers; layer++) build_layer(build, layer, &s);
   comba_tensor *y = norm(build, names->final_norm, &s);
   comba_build_leave(build, length);
 
-  comba_tensor *head = config->tie_word_embeddings ? embeddings
-                                                   : comba_build_parameter(build, "lm_head.weight", COMBA_SHAPE(V, d),
-                                                                           COMBA_ROLE_MATRIX,
-                                                                           block ? block->head(V, d) : initial);
+  comba_tensor *head = config->tie_word_embeddings
+                           ? embeddings
+                           : comba_build_parameter(build, "lm_head.weight", COMBA_SHAPE(V, d), COMBA_ROLE_MATRIX,
+                                                   block ? block->head(V, d) : initial);
   if (build->states && T > 1) y = comba_last_token(graph, y);
   plan->logits = comba_linear(graph, y, head, NULL);
   comba_graph_keep(graph, plan->logits);
