@@ -297,6 +297,17 @@ static const struct {
     {"{\"model_type\": \"comba_vision\", \"id2label\": {\"0\": 7}}", "id2label: '0' is 7"},
     {"{\"model_type\": \"transformer\", \"num_heads\": 5}", "num_heads is 5"},
     {"{\"model_type\": \"transformer\", \"num_kv_heads\": 3}", "num_kv_heads is 3"},
+    {"{\"model_type\": \"mamba2\", \"head_dim\": 60}",
+     "head_dim is 60, expected a divisor of hidden_size * expand 4096"},
+    {"{\"model_type\": \"mamba2\", \"n_groups\": 3}", "n_groups is 3, expected a divisor of the number of heads 64"},
+    {"{\"model_type\": \"mamba2\", \"dt_limit\": 1}", "dt_limit is 1, expected an array of two rising numbers"},
+    {"{\"model_type\": \"mamba2\", \"dt_limit\": [1, 0.5]}", "dt_limit is an array of 2"},
+    {"{\"model_type\": \"mamba2\", \"dt_limit\": [0, NaN]}", "dt_limit is an array of 2"},
+    {"{\"model_type\": \"mamba2\", \"dt_limit\": [-1, Infinity]}", "dt_limit is an array of 2"},
+    {"{\"model_type\": \"mamba2\", \"dt_limit\": [0, 0]}", "dt_limit ends at 0"},
+    {"{\"model_type\": \"s4d\", \"state_size\": 5}", "state_size is 5, expected an even number"},
+    {"{\"model_type\": \"s4d\", \"dt_min\": 0.5}", "dt_min is 0.5, expected at most dt_max 0.1"},
+    {"{\"model_type\": \"s4d\", \"A_init\": \"legs\"}", "A_init is \"legs\", expected one of \"lin\", \"inv\""},
 };
 
 START_TEST(broken_configs_are_named) {

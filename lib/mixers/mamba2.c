@@ -12,6 +12,7 @@
 #include "mixers/delta_heads.h"
 #include "mixers/mixer.h"
 #include "mixers/projection.h"
+#include "mixers/recurrence.h"
 
 typedef struct config {
   int64_t head_dim, state_size, expand, n_groups, conv_kernel;
@@ -34,7 +35,7 @@ static comba_tensor *gated_norm(comba_build *build, const config *c, comba_tenso
 
 /* out_proj.weight; as released kaiming-uniform(sqrt 5) over the root of the number of layers */
 static comba_tensor *output_weight(comba_build *build, const config *c, comba_shape shape) {
-  if (!c->rescale_prenorm_residual || build->config->initialization == COMBA_INITIALIZATION_PAPER)
+  if (!c->rescale_prenorm_residual || !build->config || build->config->initialization == COMBA_INITIALIZATION_PAPER)
     return comba_build_residual_weight(build, "out_proj.weight", shape);
   const double bound = 1 / sqrt((double)shape.size[1] * (double)build->config->num_hidden_layers);
   return comba_build_parameter(build, "out_proj.weight", shape, COMBA_ROLE_MATRIX,
@@ -63,10 +64,8 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   const comba_time_step_attributes limits = {c->dt_limit[0], isinf(c->dt_limit[1]) ? 0 : c->dt_limit[1]};
   comba_tensor *g = NULL, *v = comba_time_step(graph, u, dt, a_log, dt_bias, limits, &g);
 
-  comba_tensor *before = comba_build_state(build, "recurrent", COMBA_SHAPE(B, H, N, P)), *after = NULL;
-  const comba_scalar_decay_attributes attributes = {.scale = 1, .mode = build->mode};
-  comba_tensor *y = comba_scalar_decay(graph, q, k, v, g, before, build->cu_seqlens, attributes, &after);
-  comba_build_update(build, before, after);
+  const comba_scalar_decay_attributes attributes = {.scale = 1};
+  comba_tensor *y = comba_build_scalar_decay(build, "recurrent", q, k, v, g, attributes);
 
   const comba_shape heads = c->D_has_hdim ? COMBA_SHAPE(B, T, inner, 1) : COMBA_SHAPE(B, T, H, P);
   comba_tensor *D = comba_build_head_scalar(build, "D", heads.size[2], COMBA_DRAW_CONSTANT, 1);
@@ -105,6 +104,8 @@ static const comba_field fields[] = {
 static comba_status check(const void *opaque, int64_t hidden_size) {
   const config *c = opaque;
   const int64_t inner = c->expand * hidden_size, heads = inner / c->head_dim;
+  if (!(c->dt_limit[1] > 0))
+    return comba_fail(COMBA_ERROR_ARGUMENT, "dt_limit ends at %g, expected a time step above 0", c->dt_limit[1]);
   if (inner % c->head_dim)
     return comba_fail(COMBA_ERROR_ARGUMENT, "head_dim is %lld, expected a divisor of hidden_size * expand %lld",
                       (long long)c->head_dim, (long long)inner);

@@ -144,8 +144,7 @@ bool comba_schema_is_inert(const char *name) {
       "use_l2warp", "attnres_block_size", "hidden_act", "elementwise_affine", "norm_first", "conv_bias",
       "max_position_embeddings", "attention_bias", "pad_token_id", "bos_token_id", "eos_token_id",
       "tie_word_embeddings", "encoder_stride", "use_mask_token", "use_gk", "use_gv", "use_output_norm", "chunk_size",
-      "residual_in_fp32", "conv_init", "A_init_range", "dt_min", "dt_max", "dt_init_floor",
-      "num_heads",
+      "residual_in_fp32", "conv_init", "A_init_range", "dt_min", "dt_max", "dt_init_floor", "num_heads",
       /* transformers: what every config carries */
       "model_type", "architectures", "auto_map", "transformers_version", "_name_or_path", "dtype", "torch_dtype",
       "id2label", "label2id", "num_labels", "problem_type", "return_dict", "output_attentions", "output_hidden_states",
