@@ -175,9 +175,6 @@ static memory_mlp_head head_of(const problem *p, int64_t sequence, int64_t head)
       .b1 = AT(call->input[B1], head * M),
       .w2 = AT(call->input[W2], head * M * F),
       .b2 = AT(call->input[B2], head * F),
-      .norm_weight = AT(call->input[NORM_WEIGHT], head * F),
-      .norm_bias = AT(call->input[NORM_BIAS], head * F),
-      .normalize = attributes->normalize,
       .initial_state = AT(call->input[INITIAL_STATE], state),
       .o = AT(call->output[OUTPUT], row * F),
       .final_state = AT(call->output[FINAL_STATE], state),
@@ -192,8 +189,10 @@ static memory_mlp_head head_of(const problem *p, int64_t sequence, int64_t head)
       .dthreshold = AT(call->input_gradient[THRESHOLD], row),
       .initial_state_gradient = AT(call->input_gradient[INITIAL_STATE], state),
   };
+  const real *weight = AT(call->input[NORM_WEIGHT], head * F), *bias = AT(call->input[NORM_BIAS], head * F);
 #undef AT
-  h.loss = COMBA_VARIANT(comba_inner_loss_of)(&attributes->loss, F, h.norm_weight, h.norm_bias);
+  h.loss.loss = COMBA_VARIANT(comba_inner_loss_of)(&attributes->loss, F, weight, bias);
+  if (attributes->normalize) h.loss.weight = weight, h.loss.bias = bias;
   memcpy(h.accumulate, call->accumulate, sizeof h.accumulate);
   return h;
 }

@@ -13,7 +13,6 @@
 #ifndef COMBA_SCAN_MEMORY_MLP_H
 #define COMBA_SCAN_MEMORY_MLP_H
 
-#include "scan/inner_loss.h"
 #include "scan/memory_mlp_map.h"
 #include "scan/normed_loss.h"
 #include "scan/scan.h"
@@ -56,10 +55,8 @@ typedef struct memory_mlp_head {
   bool by_token; /* forward, one token at a time */
   bool mapped;
   memory_mlp_map map;
-  inner_loss loss;
-  bool normalize; /* the loss is of LN(f(k)) */
-  const real *q, *k, *v, *rate, *retention, *threshold, *token_offset, *norm_weight, *norm_bias, *w1, *b1, *w2, *b2,
-      *initial_state;
+  normed_loss loss;
+  const real *q, *k, *v, *rate, *retention, *threshold, *token_offset, *w1, *b1, *w2, *b2, *initial_state;
   real *o, *final_state, *memories;
   const real *output_gradient, *final_state_gradient;
   real *dq, *dk, *dv, *drate, *dretention, *dthreshold, *initial_state_gradient;

@@ -283,9 +283,7 @@ static void map_memory(const memory_mlp_head *h, chunk *s) {
   memcpy(s->memory, s->A, (size_t)memory_mlp_size(F, M) * sizeof(real));
   const layer from[] = {first_layer(s->A, F, M), second_layer(s->A, F, M)};
   const layer to[] = {first_layer(s->memory, F, M), second_layer(s->memory, F, M)};
-  for (int i = 0; i < 2; i++) {
-    COMBA_VARIANT(comba_memory_mlp_map)(&h->map, from[i].in, from[i].out, from[i].w, to[i].w);
-  }
+  for (int i = 0; i < 2; i++) COMBA_VARIANT(comba_memory_mlp_map)(&h->map, from[i].in, from[i].out, from[i].w, to[i].w);
 }
 
 /* Adds to dA what s->dmemory, which is overwritten, means for A. */
@@ -296,8 +294,8 @@ static void map_memory_backward(const memory_mlp_head *h, const chunk *s) {
   const layer memory[] = {first_layer(s->memory, F, M), second_layer(s->memory, F, M)};
   const layer d[] = {first_layer(s->dmemory, F, M), second_layer(s->dmemory, F, M)};
   for (int i = 0; i < 2; i++) {
-    COMBA_VARIANT(comba_memory_mlp_map_backward)
-    (&h->map, A[i].in, A[i].out, A[i].w, memory[i].w, d[i].w);
+    const layer *a = &A[i];
+    COMBA_VARIANT(comba_memory_mlp_map_backward)(&h->map, a->in, a->out, a->w, memory[i].w, d[i].w);
   }
   scan_add(s->dA, s->dmemory, memory_mlp_size(F, M));
 }
@@ -309,9 +307,7 @@ static void find_gradients(const memory_mlp_head *h, chunk *s) {
   apply(n, &first, s->x, s->z1);
   gelu_rows(n * M, s->z1, s->x2, s->slope);
   apply(n, &second, s->x2, s->z2);
-  if (h->normalize) COMBA_VARIANT(comba_normed_loss_forward)
-  (&h->loss, h->norm_weight, h->norm_bias, n, s->z2, s->target, s->threshold, s->n2, s->row);
-  else COMBA_VARIANT(comba_inner_loss_forward)(&h->loss, n, s->z2, s->target, s->threshold, s->n2);
+  COMBA_VARIANT(comba_normed_loss_forward)(&h->loss, n, s->z2, s->target, s->threshold, s->n2, s->row);
   comba_gemm_serial('N', 'T', n, M, F, 1, s->n2, F, second.w, F, 0, s->h, M);
   for (int64_t i = 0; i < n * M; i++) s->n1[i] = s->h[i] * s->slope[i];
 }
@@ -511,9 +507,7 @@ static void backward_chunk(const memory_mlp_head *h, chunk *s) {
   gelu_curve_rows(n * M, s->z1, s->dn1, s->h, dz1);
   comba_gemm_serial('N', 'N', n, F, M, 1, dh, M, second.w, F, 1, s->dn2, F);
   const inner_loss_gradients inner = {dz2, s->dtarget, s->dthreshold, dweight, dbias};
-  if (h->normalize) COMBA_VARIANT(comba_normed_loss_backward)
-  (&h->loss, h->norm_weight, h->norm_bias, n, s->z2, s->target, s->threshold, s->dn2, &inner, s->row);
-  else COMBA_VARIANT(comba_inner_loss_backward)(&h->loss, n, s->z2, s->target, s->threshold, s->dn2, &inner);
+  COMBA_VARIANT(comba_normed_loss_backward)(&h->loss, n, s->z2, s->target, s->threshold, s->dn2, &inner, s->row);
   comba_gemm_serial('N', 'T', n, M, F, 1, dz2, F, second.w, F, 1, dx2, M);
   for (int64_t i = 0; i < n * M; i++) dz1[i] += dx2[i] * s->slope[i];
   comba_gemm_serial('N', 'T', n, F, M, 1, dz1, M, first.w, M, 1, dk, F);

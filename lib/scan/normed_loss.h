@@ -4,14 +4,16 @@
 
 #include "scan/inner_loss.h"
 
-/* As comba_inner_loss_forward and _backward, with LN(z) in place of z; LN has weight and bias (V), loss.attributes.epsilon.
- * scratch: 5 V. */
-void COMBA_VARIANT(comba_normed_loss_forward)(const inner_loss *loss, const real *weight, const real *bias,
-                                              int64_t rows, const real *z, const real *target, const real *threshold,
-                                              real *gradient, real *scratch);
-void COMBA_VARIANT(comba_normed_loss_backward)(const inner_loss *loss, const real *weight, const real *bias,
-                                               int64_t rows, const real *z, const real *target, const real *threshold,
-                                               const real *upstream, const inner_loss_gradients *gradients,
-                                               real *scratch);
+typedef struct normed_loss {
+  inner_loss loss;           /* its epsilon is the norm's too */
+  const real *weight, *bias; /* (V) of the norm; NULL: the loss is of z itself */
+} normed_loss;
+
+/* As comba_inner_loss_forward and _backward. scratch: 5 V. */
+void COMBA_VARIANT(comba_normed_loss_forward)(const normed_loss *loss, int64_t rows, const real *z, const real *target,
+                                              const real *threshold, real *gradient, real *scratch);
+void COMBA_VARIANT(comba_normed_loss_backward)(const normed_loss *loss, int64_t rows, const real *z, const real *target,
+                                               const real *threshold, const real *upstream,
+                                               const inner_loss_gradients *gradients, real *scratch);
 
 #endif
