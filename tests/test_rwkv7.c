@@ -107,6 +107,7 @@ START_TEST(bad_configs_are_named) {
       {"\"rwkv7\", \"value_dim\": 129", "value_dim is 129, expected a multiple of the number of heads 2"},
       {"\"rwkv7\", \"value_dim\": [128, 256]", "value_dim"},
       {"\"rwkv7\", \"value_dim\": []", "value_dim"},
+      {"\"rwkv7\", \"value_dim\": [128, 128, 128]", "value_dim has 3 values, expected one for each of the 2 layers"},
       {"\"rwkv7\", \"hidden_act\": \"tanh\"", "hidden_act is \"tanh\", expected one of \"sqrelu\""},
       {"\"kda\", \"num_v_heads\": 20", "num_v_heads is 20, expected a multiple of num_heads 16"},
       {"\"kda\", \"lower_bound\": 1", "lower_bound is 1"},

@@ -197,6 +197,17 @@ static comba_status check_class_names(const comba_config *config) {
   return COMBA_OK;
 }
 
+static comba_status check_layers(const comba_config *config) {
+  for (const comba_field *field = config->mixer->fields; field->name; field++) {
+    const json_t *value = json_object_get(config->json, field->name);
+    if (field->type != COMBA_FIELD_LAYERS || !json_is_array(value)) continue;
+    if (json_array_size(value) != (size_t)config->num_hidden_layers)
+      return comba_fail(COMBA_ERROR_ARGUMENT, "%s has %zu values, expected one for each of the %" PRId64 " layers",
+                        field->name, json_array_size(value), config->num_hidden_layers);
+  }
+  return COMBA_OK;
+}
+
 static comba_status check_sizes(const comba_config *config) {
   if (config->kind == COMBA_KIND_LANGUAGE) {
     if (config->pad_token_id >= config->vocab_size)
@@ -282,6 +293,7 @@ static comba_status parse(comba_config **config, const char *text, size_t size, 
   COMBA_TRY(comba_fields_parse(kind_fields(made), made, json, ""));
   COMBA_TRY(comba_fields_parse(made->mixer->fields, made->mixer_config, json, ""));
   COMBA_TRY(check_fixed(made));
+  COMBA_TRY(check_layers(made));
   COMBA_TRY(check_sizes(made));
   COMBA_TRY(parse_attention(made, json_object_get(json, "attn")));
   if (made->mixer->check) COMBA_TRY(made->mixer->check(made->mixer_config, made->hidden_size));
