@@ -308,8 +308,9 @@ static void backward(const comba_call *call) {
 
 static const comba_mesa_attributes chunk = {.lower_bound = 0.25, .steps = 60, .mode = COMBA_MODE_CHUNK};
 static const comba_mesa_attributes recurrent = {.lower_bound = 0.25, .steps = 60, .mode = COMBA_MODE_RECURRENT};
-static const comba_mesa_attributes timed_chunk = {.lower_bound = 0.25, .mode = COMBA_MODE_CHUNK};
-static const comba_mesa_attributes timed_recurrent = {.lower_bound = 0.25, .mode = COMBA_MODE_RECURRENT};
+/* So few steps that all are taken, as the operations are counted. */
+static const comba_mesa_attributes timed_chunk = {.lower_bound = 0.25, .steps = 6, .mode = COMBA_MODE_CHUNK};
+static const comba_mesa_attributes timed_recurrent = {.lower_bound = 0.25, .steps = 6, .mode = COMBA_MODE_RECURRENT};
 
 /* A state is symmetric and has no negative eigenvalue: here one of two outer products. */
 static const int32_t state[] = {2, 1, 0, 0, 1, 1, 0, 0, 0, 0, 1, 2, 0, 0, 2, 4};
