@@ -20,6 +20,7 @@ suites = \
 	tests/test_rwkv7 \
 	tests/test_safetensors \
 	tests/test_scalar_decay \
+	tests/test_tokens \
 	tests/test_training \
 	tests/test_vision_model
 
@@ -28,6 +29,17 @@ include tests/fuzz/local.mk
 check_PROGRAMS += tests/json-has
 tests_json_has_SOURCES = tests/json_has.c
 tests_json_has_LDADD = $(JANSSON_LIBS)
+
+# Suites of files.
+scratch_folder = tests/scratch_folder.c tests/scratch_folder.h
+tests_test_data_SOURCES = tests/test_data.c $(scratch_folder)
+tests_test_tokens_SOURCES = tests/test_tokens.c $(scratch_folder)
+
+# Suites of engines with a state.
+scan_case = tests/scan_case.c tests/scan_case.h
+tests_test_delta_rule_SOURCES = tests/test_delta_rule.c $(scan_case)
+tests_test_diagonal_decay_SOURCES = tests/test_diagonal_decay.c $(scan_case)
+tests_test_scalar_decay_SOURCES = tests/test_scalar_decay.c $(scan_case)
 
 # Suites of whole models.
 model_case = tests/model_case.c tests/model_case.h

@@ -1,201 +1,73 @@
 /* Properties of the engine with diagonal decay: both forms equal the recurrence, and hold what the recurrence implies. */
-#include "core/backend.h"
-#include "op_case.h"
-#include "ops/ops.h"
 #include "oracle/diagonal_recurrence.h"
-#include "testing.h"
+#include "scan_case.h"
 
 enum { Q, KEY, VALUE, GATE, A, B, STATE, CU_SEQLENS, INPUTS };
+static const char *const names[] = {"q", "k", "v", "g", "a", "b", "initial state"};
 
-static const comba_mode modes[] = {COMBA_MODE_CHUNK, COMBA_MODE_RECURRENT};
-enum { MODES = 2 };
+/* The option: read_after_decay. */
+static const void *attributes(int64_t option, comba_mode mode) {
+  static comba_diagonal_decay_attributes attributes;
+  attributes = (comba_diagonal_decay_attributes){.read_after_decay = option, .mode = mode};
+  return &attributes;
+}
 
-/* ---- A problem and its results ------------------------------------------------------------------------------------- */
+static void recurrence(const scan_problem *x, int64_t first, int64_t T, int64_t head, double *o, double *state) {
+  const double *operand[STATE];
+  int64_t stride[STATE];
+  for (int i = 0; i < STATE; i++) {
+    const int64_t heads = x->shape[i].size[2], width = i == VALUE ? x->V : x->K;
+    stride[i] = heads * width;
+    operand[i] = x->shape[i].rank ? x->input[i] + first * stride[i] + head / (x->heads / heads) * width : NULL;
+  }
+  const diagonal_recurrence r = {.T = T,
+                                 .K = x->K,
+                                 .V = x->V,
+                                 .scale = 1 / sqrt((double)x->K),
+                                 .read_after_decay = x->option,
+                                 .q = operand[Q],
+                                 .k = operand[KEY],
+                                 .v = operand[VALUE],
+                                 .g = operand[GATE],
+                                 .a = operand[A],
+                                 .b = operand[B],
+                                 .stride_q = stride[Q],
+                                 .stride_k = stride[KEY],
+                                 .stride_v = stride[VALUE],
+                                 .stride_g = stride[GATE],
+                                 .stride_a = stride[A],
+                                 .stride_b = stride[B],
+                                 .stride_o = x->heads * x->V,
+                                 .o = o};
+  diagonal_recurrence_run(&r, state);
+}
 
-typedef struct problem {
-  int64_t batch, T, K, V;
-  int64_t heads[STATE]; /* of each operand */
-  int64_t sequences;    /* N; batch without cu_seqlens */
-  bool low_rank, has_state, has_cu_seqlens, read_after_decay;
-  double *input[INPUTS];
-} problem;
+static const scan_engine engine = {COMBA_OP_diagonal_decay, INPUTS, VALUE, GATE, names, attributes, recurrence};
 
-typedef struct result {
-  double *o, *final_state;
-  double *gradient[INPUTS];
-} result;
-
-static int64_t most_heads(const problem *x) {
+/* Unit readers and writers, decays between e^-1 and 1; `heads` of each operand. */
+static scan_problem create(int64_t batch, int64_t T, const int64_t heads[STATE], int64_t K, int64_t V) {
   int64_t most = 1;
-  for (int i = 0; i < STATE; i++) most = x->heads[i] > most ? x->heads[i] : most;
-  return most;
-}
-
-static comba_shape shape_of(const problem *x, int input) {
-  if ((input == A || input == B) && !x->low_rank) return (comba_shape){0};
-  if (input == STATE) return x->has_state ? COMBA_SHAPE(x->sequences, most_heads(x), x->K, x->V) : (comba_shape){0};
-  if (input == CU_SEQLENS) return x->has_cu_seqlens ? COMBA_SHAPE(x->sequences + 1) : (comba_shape){0};
-  return COMBA_SHAPE(x->batch, x->T, x->heads[input], input == VALUE ? x->V : x->K);
-}
-
-static int64_t count_of(const problem *x, int input) {
-  const comba_shape shape = shape_of(x, input);
-  return shape.rank ? comba_shape_elements(&shape) : 0;
-}
-
-static int64_t output_count(const problem *x) {
-  return x->batch * x->T * most_heads(x) * x->V;
-}
-
-static int64_t state_count(const problem *x) {
-  return x->sequences * most_heads(x) * x->K * x->V;
-}
-
-static void fill(problem *x) {
-  for (int i = 0; i < CU_SEQLENS; i++) x->input[i] = op_memory((size_t)(count_of(x, i) + 1) * sizeof(double));
-  for (int i = 0; i < STATE; i++)
-    if (i != VALUE && i != GATE) fill_unit(x->input[i], count_of(x, i) / x->K, x->K, (uint64_t)i);
-  fill_normal(x->input[VALUE], count_of(x, VALUE), 1, VALUE);
-  fill_uniform(x->input[GATE], count_of(x, GATE), -1, 0, GATE);
-  fill_normal(x->input[STATE], count_of(x, STATE), 1, STATE);
-}
-
-/* Unit readers and writers, decays between e^-1 and 1. */
-static problem problem_create(int64_t batch, int64_t T, int64_t H, int64_t K, int64_t V) {
-  problem x = {.batch = batch, .T = T, .K = K, .V = V, .sequences = batch, .low_rank = true, .has_state = true};
-  for (int i = 0; i < STATE; i++) x.heads[i] = H;
-  fill(&x);
+  for (int i = 0; i < STATE; i++) most = heads[i] > most ? heads[i] : most;
+  scan_problem x = scan_create(&engine, batch, T, most, K, V);
+  for (int i = 0; i < STATE; i++) {
+    double *values = scan_operand(&x, i, COMBA_SHAPE(batch, T, heads[i], i == VALUE ? V : K));
+    const int64_t count = scan_count(&x, i);
+    if (i == VALUE)
+      fill_normal(values, count, 1, VALUE);
+    else if (i == GATE)
+      fill_uniform(values, count, -1, 0, GATE);
+    else
+      fill_unit(values, count / K, K, (uint64_t)i);
+  }
   return x;
 }
 
-static void problem_free(problem *x) {
-  for (int i = 0; i < INPUTS; i++) free(x->input[i]);
-}
+static const int64_t two[STATE] = {2, 2, 2, 2, 2, 2};
 
-static result result_create(const problem *x) {
-  return (result){.o = op_memory((size_t)output_count(x) * sizeof(double)),
-                  .final_state = op_memory((size_t)state_count(x) * sizeof(double))};
-}
-
-static void result_free(result *y) {
-  free(y->o);
-  free(y->final_state);
-  for (int i = 0; i < INPUTS; i++) free(y->gradient[i]);
-}
-
-static void instance_create(op_instance *instance, const problem *x, const op_variant *variant, comba_mode mode) {
-  const comba_diagonal_decay_attributes attributes = {.read_after_decay = x->read_after_decay, .mode = mode};
-  comba_shape shape[INPUTS];
-  for (int i = 0; i < INPUTS; i++) shape[i] = shape_of(x, i);
-  ck_assert_msg(op_instance_create(instance, variant->op[COMBA_OP_diagonal_decay], variant->real_size, &attributes,
-                                   shape) == COMBA_OK,
-                "%s", comba_last_error());
-  for (int i = 0; i < INPUTS; i++)
-    if (shape[i].rank) op_write(&instance->input[i], x->input[i]);
-}
-
-/* What the row computes; `backward` adds the gradients under random output gradients. */
-static result run(const problem *x, const op_variant *variant, comba_mode mode, bool backward) {
-  op_instance instance;
-  instance_create(&instance, x, variant, mode);
-  op_instance_forward(&instance, backward);
-  result y = result_create(x);
-  op_read(&instance.output[0], y.o);
-  op_read(&instance.output[1], y.final_state);
-  if (backward) {
-    const int64_t count[2] = {output_count(x), state_count(x)};
-    for (int i = 0; i < 2; i++) {
-      double *gradient = op_memory((size_t)count[i] * sizeof(double));
-      fill_normal(gradient, count[i], 1, (uint64_t)(20 + i));
-      op_write(&instance.output_gradient[i], gradient);
-      free(gradient);
-    }
-    op_instance_backward(&instance, op_instance_differentiable_inputs(&instance), 0, 3);
-    for (int i = 0; i < CU_SEQLENS; i++) {
-      if (!count_of(x, i)) continue;
-      y.gradient[i] = op_memory((size_t)count_of(x, i) * sizeof(double));
-      op_read(&instance.input_gradient[i], y.gradient[i]);
-    }
-  }
-  const char *damage = op_instance_damage(&instance);
-  ck_assert_msg(!damage, "something was written outside %s", damage);
-  op_instance_free(&instance);
-  return y;
-}
-
-static result run_recurrence(const problem *x) {
-  result y = result_create(x);
-  const int64_t H = most_heads(x);
-  if (x->has_state) memcpy(y.final_state, x->input[STATE], (size_t)state_count(x) * sizeof(double));
-  for (int64_t n = 0; n < x->sequences; n++)
-    for (int64_t h = 0; h < H; h++) {
-      const int64_t first = x->has_cu_seqlens ? (int64_t)x->input[CU_SEQLENS][n] : n * x->T;
-      const int64_t end = x->has_cu_seqlens ? (int64_t)x->input[CU_SEQLENS][n + 1] : first + x->T;
-      const double *operand[STATE];
-      int64_t stride[STATE];
-      for (int i = 0; i < STATE; i++) {
-        const int64_t width = i == VALUE ? x->V : x->K;
-        stride[i] = x->heads[i] * width;
-        operand[i] = x->input[i] + first * stride[i] + h / (H / x->heads[i]) * width;
-      }
-      const diagonal_recurrence r = {.T = end - first,
-                                     .K = x->K,
-                                     .V = x->V,
-                                     .scale = 1 / sqrt((double)x->K),
-                                     .read_after_decay = x->read_after_decay,
-                                     .q = operand[Q],
-                                     .k = operand[KEY],
-                                     .v = operand[VALUE],
-                                     .g = operand[GATE],
-                                     .a = x->low_rank ? operand[A] : NULL,
-                                     .b = x->low_rank ? operand[B] : NULL,
-                                     .stride_q = stride[Q],
-                                     .stride_k = stride[KEY],
-                                     .stride_v = stride[VALUE],
-                                     .stride_g = stride[GATE],
-                                     .stride_a = stride[A],
-                                     .stride_b = stride[B],
-                                     .stride_o = H * x->V,
-                                     .o = y.o + (first * H + h) * x->V};
-      diagonal_recurrence_run(&r, y.final_state + (n * H + h) * x->K * x->V);
-    }
-  return y;
-}
-
-/* The variant that this processor runs, and the double-precision one; properties hold in both. */
-static op_variant fastest(void) {
-  op_variant variant[OP_VARIANTS];
-  const int count = op_variants(variant);
-  return variant[count - 1];
-}
-
-static const char *const names[] = {"q", "k", "v", "g", "a", "b", "initial state"};
-
-static void expect_close(const problem *x, const result *found, const result *expected, double tolerance) {
-  ck_assert_close(found->o, expected->o, output_count(x), tolerance);
-  ck_assert_close(found->final_state, expected->final_state, state_count(x), tolerance);
-}
-
-/* Both forms, forward against the recurrence and backward against the oracle's recurrent form, which the operator suite
- * holds against central differences. */
-static void expect_right(const problem *x, double tolerance) {
-  const op_variant variant[] = {fastest(), op_oracle};
-  result expected = run_recurrence(x), gradients = run(x, &op_oracle, COMBA_MODE_RECURRENT, true);
-  for (int i = 0; i < 2; i++)
-    for (int m = 0; m < MODES; m++) {
-      const double limit = variant[i].real_size == sizeof(double) ? 1e-10 : tolerance;
-      result found = run(x, &variant[i], modes[m], true);
-      expect_close(x, &found, &expected, limit);
-      for (int k = 0; k < CU_SEQLENS; k++) {
-        if (!found.gradient[k]) continue;
-        const double error = relative_error(found.gradient[k], gradients.gradient[k], count_of(x, k));
-        ck_assert_msg(error <= limit, "%s, %s form: gradient of %s: relative error %.3g, tolerance %.3g",
-                      variant[i].name, m ? "recurrent" : "chunk", names[k], error, limit);
-      }
-      result_free(&found);
-    }
-  result_free(&expected);
-  result_free(&gradients);
+/* Without the low-rank term. */
+static void leave_out_low_rank(scan_problem *x) {
+  scan_leave_out(x, A);
+  scan_leave_out(x, B);
 }
 
 /* ---- Equality with the recurrence ---------------------------------------------------------------------------------- */
@@ -205,203 +77,118 @@ enum { SIZES = 6 };
 
 START_TEST(both_forms_equal_the_recurrence) {
   const int64_t T = lengths[_i / SIZES], K = key_sizes[_i % SIZES];
-  problem x = problem_create(1, T, 2, K, K == 24 ? 50 : 24);
+  scan_problem x = create(1, T, two, K, K == 24 ? 50 : 24);
   for (int after = 0; after < 2; after++) {
-    x.read_after_decay = after;
-    expect_right(&x, 2e-5);
+    x.option = after;
+    scan_expect_right(&x, 2e-5);
   }
-  x.low_rank = false;
-  expect_right(&x, 2e-5);
-  problem_free(&x);
+  leave_out_low_rank(&x);
+  scan_expect_right(&x, 2e-5);
+  scan_free(&x);
 }
 END_TEST
 
 START_TEST(optional_inputs_may_be_absent) {
-  problem x = problem_create(2, 70, 2, 16, 24);
-  x.low_rank = _i & 1;
-  x.has_state = _i & 2;
-  expect_right(&x, 2e-5);
-  problem_free(&x);
+  scan_problem x = create(2, 70, two, 16, 24);
+  if (!(_i & 1)) leave_out_low_rank(&x);
+  if (!(_i & 2)) scan_leave_out(&x, STATE);
+  scan_expect_right(&x, 2e-5);
+  scan_free(&x);
 }
 END_TEST
 
 START_TEST(operands_may_share_heads) {
   static const int64_t heads[][STATE] = {{4, 2, 2, 2, 2, 2}, {2, 2, 4, 4, 2, 2}, {1, 4, 2, 4, 4, 1}};
-  problem x = {.batch = 2, .T = 70, .K = 16, .V = 24, .sequences = 2, .low_rank = true, .has_state = true};
-  memcpy(x.heads, heads[_i], sizeof x.heads);
-  fill(&x);
-  expect_right(&x, 2e-5);
-  problem_free(&x);
+  scan_problem x = create(2, 70, heads[_i], 16, 24);
+  scan_expect_right(&x, 2e-5);
+  scan_free(&x);
 }
 END_TEST
 
 /* ---- Properties ---------------------------------------------------------------------------------------------------- */
 
-/* Runs pieces that end at `end`, each from the state that the one before left; one sequence. */
-static result run_in_pieces(const problem *x, const int64_t *end, int pieces, comba_mode mode) {
-  const op_variant variant = fastest();
-  result whole = result_create(x);
-  memcpy(whole.final_state, x->input[STATE], (size_t)state_count(x) * sizeof(double));
-  for (int p = 0; p < pieces; p++) {
-    const int64_t first = p ? end[p - 1] : 0;
-    problem part = *x;
-    part.T = end[p] - first;
-    for (int i = 0; i < STATE; i++) part.input[i] = x->input[i] + first * count_of(x, i) / x->T;
-    part.input[STATE] = whole.final_state;
-    result y = run(&part, &variant, mode, false);
-    memcpy(whole.o + first * output_count(x) / x->T, y.o, (size_t)output_count(&part) * sizeof(double));
-    memcpy(whole.final_state, y.final_state, (size_t)state_count(x) * sizeof(double));
-    result_free(&y);
-  }
-  return whole;
-}
-
-static void expect_pieces_right(const int64_t *end, int pieces) {
-  problem x = problem_create(1, 150, 2, 24, 40);
-  result expected = run_recurrence(&x);
-  for (int m = 0; m < MODES; m++) {
-    result found = run_in_pieces(&x, end, pieces, modes[m]);
-    expect_close(&x, &found, &expected, 1e-5);
-    result_free(&found);
-  }
-  result_free(&expected);
-  problem_free(&x);
-}
-
 START_TEST(split_anywhere_equals_whole) {
   static const int64_t cuts[] = {1, 2, 15, 16, 17, 31, 63, 64, 65, 100, 127, 128, 149};
-  expect_pieces_right((const int64_t[]){cuts[_i], 150}, 2);
+  scan_problem x = create(1, 150, two, 24, 40);
+  scan_expect_pieces_right(&x, (const int64_t[]){cuts[_i], 150}, 2);
+  scan_free(&x);
 }
 END_TEST
 
 START_TEST(token_by_token_equals_whole) {
   int64_t end[150];
   for (int i = 0; i < 150; i++) end[i] = i + 1;
-  expect_pieces_right(end, 150);
+  scan_problem x = create(1, 150, two, 24, 40);
+  scan_expect_pieces_right(&x, end, 150);
+  scan_free(&x);
 }
 END_TEST
 
-/* Short, empty and long sequences side by side, among them some that end on a chunk's edge. */
 START_TEST(packed_sequences_are_separate) {
-  static const double cu_seqlens[] = {0, 1, 1, 64, 128, 193, 200};
-  problem x = {.batch = 1, .T = 200, .K = 24, .V = 16, .sequences = 6, .low_rank = true, .has_state = true};
-  for (int i = 0; i < STATE; i++) x.heads[i] = 2;
-  fill(&x);
-  x.has_cu_seqlens = true;
-  x.input[CU_SEQLENS] = op_memory(sizeof cu_seqlens);
-  memcpy(x.input[CU_SEQLENS], cu_seqlens, sizeof cu_seqlens);
-  expect_right(&x, 2e-5);
-  problem_free(&x);
+  scan_problem x = create(1, 200, two, 24, 16);
+  scan_pack(&x);
+  scan_expect_right(&x, 2e-5);
+  scan_free(&x);
 }
 END_TEST
 
 START_TEST(future_leaves_the_past_as_it_is) {
   static const int64_t changes[] = {1, 16, 17, 63, 64, 65, 100, 149};
-  const int64_t t = changes[_i];
-  const op_variant variant = fastest();
-  for (int m = 0; m < MODES; m++) {
-    problem x = problem_create(1, 150, 2, 24, 40);
-    result before = run(&x, &variant, modes[m], false);
-    for (int i = 0; i < STATE; i++) {
-      const int64_t row = count_of(&x, i) / x.T;
-      for (int64_t k = t * row; k < x.T * row; k++) x.input[i][k] = i == GATE ? -0.5 : (float)(0.3 - x.input[i][k]);
-    }
-    result after = run(&x, &variant, modes[m], false);
-    const size_t past = (size_t)(t * output_count(&x) / x.T) * sizeof(double);
-    ck_assert_msg(!memcmp(before.o, after.o, past), "a token before %lld changed", (long long)t);
-    ck_assert(memcmp(before.o, after.o, (size_t)output_count(&x) * sizeof(double)));
-    result_free(&before);
-    result_free(&after);
-    problem_free(&x);
-  }
+  scan_problem x = create(1, 150, two, 24, 40);
+  scan_expect_causal(&x, changes[_i]);
+  scan_free(&x);
 }
 END_TEST
 
 START_TEST(output_is_linear_in_v_and_the_state) {
-  const op_variant variant = fastest();
-  problem x = problem_create(1, 130, 2, 24, 40);
-  for (int m = 0; m < MODES; m++) {
-    result once = run(&x, &variant, modes[m], false);
-    for (int i = 0; i < INPUTS; i++)
-      for (int64_t k = 0; (i == VALUE || i == STATE) && k < count_of(&x, i); k++) x.input[i][k] *= -2;
-    result twice = run(&x, &variant, modes[m], false);
-    for (int64_t k = 0; k < output_count(&x); k++) once.o[k] *= -2;
-    ck_assert_close(twice.o, once.o, output_count(&x), 1e-6);
-    result_free(&once);
-    result_free(&twice);
-  }
-  problem_free(&x);
+  scan_problem x = create(1, 130, two, 24, 40);
+  scan_expect_linear(&x);
+  scan_free(&x);
 }
 END_TEST
 
-/* A decoder updates its state where it lies. */
 START_TEST(final_state_may_lie_on_the_initial_one) {
   static const int64_t cases[] = {1, 3, 65};
-  const op_variant variant = fastest();
-  problem x = problem_create(2, cases[_i / MODES], 2, 24, 40);
-  result expected = run(&x, &variant, modes[_i % MODES], false), found = result_create(&x);
-  op_instance instance;
-  instance_create(&instance, &x, &variant, modes[_i % MODES]);
-  instance.call.output[1].data = instance.input[STATE].data;
-  op_instance_forward(&instance, false);
-  op_read(&instance.output[0], found.o);
-  op_read(&instance.input[STATE], found.final_state);
-  ck_assert(!memcmp(found.o, expected.o, (size_t)output_count(&x) * sizeof(double)));
-  ck_assert(!memcmp(found.final_state, expected.final_state, (size_t)state_count(&x) * sizeof(double)));
-  op_instance_free(&instance);
-  result_free(&found);
-  result_free(&expected);
-  problem_free(&x);
+  scan_problem x = create(2, cases[_i / SCAN_MODES], two, 24, 40);
+  scan_expect_in_place(&x, scan_modes[_i % SCAN_MODES]);
+  scan_free(&x);
 }
 END_TEST
 
 /* ---- Hard values --------------------------------------------------------------------------------------------------- */
 
-static void forget_everything(problem *x) {
-  fill_constant(x->input[GATE], count_of(x, GATE), -100);
-}
-
-static void forget_nothing(problem *x) {
-  fill_constant(x->input[GATE], count_of(x, GATE), 0);
-}
-
-/* Neighbouring channels and tokens at opposite ends. */
-static void mix_strong_and_weak_gates(problem *x) {
-  static const double gates[] = {-0.01, -50, 0, -0.001, -100, -0.5, -1e-7};
-  for (int64_t i = 0; i < count_of(x, GATE); i++) x->input[GATE][i] = (float)gates[i % 7];
-}
-
 /* One token in a block forgets half of its channels; the tokens around it do not. */
-static void forget_once(problem *x) {
-  fill_constant(x->input[GATE], count_of(x, GATE), -0.01);
+static void forget_once(scan_problem *x) {
+  const int64_t row = scan_row(x, GATE);
+  fill_constant(x->input[GATE], scan_count(x, GATE), -0.01);
   for (int64_t t = 5; t < x->T; t += 16)
-    for (int64_t i = 0; i < count_of(x, GATE) / x->T; i += 2) x->input[GATE][t * count_of(x, GATE) / x->T + i] = -100;
+    for (int64_t i = 0; i < row; i += 2) x->input[GATE][t * row + i] = -100;
 }
 
 /* The delta rule at its hardest: one key, full writes, no decay. */
-static void repeat_one_key(problem *x) {
-  forget_nothing(x);
-  for (int64_t i = 0; i < count_of(x, KEY); i++) {
+static void repeat_one_key(scan_problem *x) {
+  scan_forget_nothing(x);
+  for (int64_t i = 0; i < scan_count(x, KEY); i++) {
     x->input[KEY][i] = x->input[A][i] = x->input[A][i % x->K];
     x->input[B][i] = -x->input[A][i];
   }
 }
 
-static void zero_writers(problem *x) {
-  fill_constant(x->input[KEY], count_of(x, KEY) / 2, 0);
-  fill_constant(x->input[B], count_of(x, B) / 3, 0);
+static void zero_writers(scan_problem *x) {
+  fill_constant(x->input[KEY], scan_count(x, KEY) / 2, 0);
+  fill_constant(x->input[B], scan_count(x, B) / 3, 0);
 }
 
-static void (*const hard[])(problem *x) = {forget_everything, forget_nothing, mix_strong_and_weak_gates,
-                                           forget_once,       repeat_one_key, zero_writers};
+static void (*const hard[])(scan_problem *x) = {
+    scan_forget_everything, scan_forget_nothing, scan_mix_gates, forget_once, repeat_one_key, zero_writers};
 enum { HARD = sizeof hard / sizeof *hard };
 
 START_TEST(hard_values_are_right) {
-  problem x = problem_create(1, 150, 2, 64, 24);
+  scan_problem x = create(1, 150, two, 64, 24);
   hard[_i / 2](&x);
-  x.read_after_decay = _i % 2;
-  expect_right(&x, 1e-4);
-  problem_free(&x);
+  x.option = _i % 2;
+  scan_expect_right(&x, 1e-4);
+  scan_free(&x);
 }
 END_TEST
 
@@ -417,7 +204,7 @@ int main(void) {
   tcase_add_test(properties, packed_sequences_are_separate);
   tcase_add_loop_test(properties, future_leaves_the_past_as_it_is, 0, 8);
   tcase_add_test(properties, output_is_linear_in_v_and_the_state);
-  tcase_add_loop_test(properties, final_state_may_lie_on_the_initial_one, 0, 3 * MODES);
+  tcase_add_loop_test(properties, final_state_may_lie_on_the_initial_one, 0, 3 * SCAN_MODES);
   tcase_add_loop_test(values, hard_values_are_right, 0, 2 * HARD);
   suite_add_tcase(suite, equality);
   suite_add_tcase(suite, properties);
