@@ -71,6 +71,7 @@ tests_libtesting_la_SOURCES = \
 	tests/op_case.h \
 	tests/op_check.c \
 	tests/op_check.h \
+	tests/op_device.c \
 	tests/op_instance.c \
 	tests/op_instance.h \
 	tests/oracle/comba_model.c \

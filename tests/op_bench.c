@@ -4,6 +4,7 @@
  *     op-bench grad [PATTERN]                 the oracle's backward against central differences
  *     op-bench perf [PATTERN] [--threads N]   time of the benchmark cases
  *     op-bench list [PATTERN]                 the cases, a line each
+ *     ... --device cuda                       the GPU's kernels in place of the CPU's
  *
  * PATTERN is a shell pattern or a part of "OPERATOR, case 'NAME'". Exit status 1 if a check failed, 2 for a wrong command. */
 #include <fnmatch.h>
@@ -38,7 +39,13 @@ static void count(bench *b, const char *failure) {
   fflush(stdout);
 }
 
+/* An operator that the device has no kernels for. */
+static bool is_missing(const bench *b, int id) {
+  return b->variant[0].backend && !b->variant[0].op[id]->forward;
+}
+
 static void test(bench *b, int id, const comba_case *c) {
+  if (is_missing(b, id)) return;
   op_reference *reference = NULL;
   const char *failure = op_reference_create(&reference, id, c);
   if (failure) count(b, failure);
@@ -82,13 +89,14 @@ static void walk(bench *b, const mode *m) {
 }
 
 static int usage(void) {
-  fprintf(stderr, "usage: op-bench test|grad|perf|list [PATTERN] [--threads N]\n");
+  fprintf(stderr, "usage: op-bench test|grad|perf|list [PATTERN] [--threads N] [--device cpu|cuda]\n");
   return 2;
 }
 
 int main(int argc, char **argv) {
   bench b = {0};
   const mode *m = NULL;
+  bool on_device = false;
   for (size_t i = 0; argc > 1 && i < sizeof modes / sizeof *modes; i++)
     if (!strcmp(argv[1], modes[i].name)) m = &modes[i];
   if (!m) return usage();
@@ -97,13 +105,20 @@ int main(int argc, char **argv) {
       char *end;
       const long threads = strtol(argv[++i], &end, 10);
       if (*end || threads < 1 || threads > 1024 || comba_set_threads((int)threads) != COMBA_OK) return usage();
+    } else if (!strcmp(argv[i], "--device") && i + 1 < argc) {
+      on_device = !strcmp(argv[++i], "cuda");
+      if (!on_device && strcmp(argv[i], "cpu")) return usage();
     } else if (argv[i][0] != '-' && !b.pattern) {
       b.pattern = argv[i];
     } else {
       return usage();
     }
   }
-  b.variants = op_variants(b.variant);
+  b.variants = on_device ? op_device_variants(b.variant) : op_variants(b.variant);
+  if (!b.variants) {
+    fprintf(stderr, "op-bench: %s\n", comba_last_error());
+    return 77; /* automake's "skipped" */
+  }
   if (m->run == perf) {
     b.ceiling = op_measure_ceiling();
     printf("%s, %d threads; products: %s\nceilings: %.1f GFLOP/s (sgemm, 2048 cubed), %.1f GB/s (copy)\n",

@@ -13,20 +13,43 @@
 /* ---- Variants ------------------------------------------------------------------------------------------------------ */
 
 extern const comba_op *const comba_op_table_oracle[], *const comba_op_table_baseline[];
-const op_variant op_oracle = {"oracle", comba_op_table_oracle, sizeof(double)};
+const op_variant op_oracle = {.name = "oracle", .op = comba_op_table_oracle, .real_size = sizeof(double)};
 #ifdef COMBA_HAVE_X86_VARIANTS
 extern const comba_op *const comba_op_table_v3[], *const comba_op_table_v4[];
 #endif
 
+#define HOST_VARIANT(name_, table)                                                                                     \
+  (op_variant) {                                                                                                       \
+    .name = name_, .op = table, .real_size = sizeof(float)                                                             \
+  }
 int op_variants(op_variant variant[OP_VARIANTS]) {
   int count = 0;
-  variant[count++] = (op_variant){"baseline", comba_op_table_baseline, sizeof(float)};
+  variant[count++] = HOST_VARIANT("baseline", comba_op_table_baseline);
 #ifdef COMBA_HAVE_X86_VARIANTS
   const comba_op *const *fastest = comba_backend_cpu()->op;
-  if (fastest != comba_op_table_baseline) variant[count++] = (op_variant){"v3", comba_op_table_v3, sizeof(float)};
-  if (fastest == comba_op_table_v4) variant[count++] = (op_variant){"v4", comba_op_table_v4, sizeof(float)};
+  if (fastest != comba_op_table_baseline) variant[count++] = HOST_VARIANT("v3", comba_op_table_v3);
+  if (fastest == comba_op_table_v4) variant[count++] = HOST_VARIANT("v4", comba_op_table_v4);
 #endif
   return count;
+}
+
+int op_device_variants(op_variant variant[OP_VARIANTS]) {
+#ifdef HAVE_CUDA
+  for (int narrow = 0; narrow < 2; narrow++) {
+    const comba_backend *backend;
+    if (comba_backend_cuda(&backend, narrow) != COMBA_OK) return 0;
+    variant[narrow] = (op_variant){.name = backend->name,
+                                   .op = backend->op,
+                                   .real_size = sizeof(float),
+                                   .backend = backend,
+                                   .tolerance = narrow ? 1.5e-2 : 0};
+  }
+  return 2;
+#else
+  (void)variant;
+  comba_fail(COMBA_ERROR_UNSUPPORTED, "this build has no CUDA");
+  return 0;
+#endif
 }
 
 /* ---- Values -------------------------------------------------------------------------------------------------------- */
@@ -77,7 +100,9 @@ double *op_case_output_gradient(const comba_op *op, const comba_case *c, int out
 comba_status op_case_create(op_instance *instance, const op_variant *variant, int id, const comba_case *c) {
   comba_shape shape[COMBA_MAX_INPUTS];
   for (int i = 0; i < COMBA_MAX_INPUTS; i++) shape[i] = c->input[i].shape;
-  return op_instance_create(instance, variant->op[id], variant->real_size, c->attributes, shape);
+  const comba_status status = op_instance_create(instance, variant->op[id], variant->real_size, c->attributes, shape);
+  instance->backend = variant->backend;
+  return status;
 }
 
 void op_case_fill(op_instance *instance, const comba_case *c) {

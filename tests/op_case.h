@@ -9,11 +9,15 @@ typedef struct op_variant {
   const char *name;
   const comba_op *const *op; /* indexed by comba_op_id */
   size_t real_size;
+  const comba_backend *backend; /* of a device, or NULL */
+  double tolerance;             /* at least, 0: each case's own */
 } op_variant;
 
 /* The float32 variants that were built and that this processor runs, the fastest last; returns how many. */
 enum { OP_VARIANTS = 3 };
 int op_variants(op_variant variant[OP_VARIANTS]);
+/* Those of the GPU; 0 with a message stored where there is none. */
+int op_device_variants(op_variant variant[OP_VARIANTS]);
 /* The double-precision one. */
 extern const op_variant op_oracle;
 

@@ -39,8 +39,10 @@ static const char *fail(const op_reference *r, const char *variant, const char *
   return message;
 }
 
+static double variant_tolerance; /* of the variant that is being checked */
+
 static double tolerance_of(const comba_case *c) {
-  return c->tolerance ? c->tolerance : 1e-5;
+  return fmax(variant_tolerance, c->tolerance ? c->tolerance : 1e-5);
 }
 
 /* ---- The oracle's results ------------------------------------------------------------------------------------------ */
@@ -329,6 +331,7 @@ static const char *check_backward(const op_reference *r, const char *variant, op
 
 const char *op_check_variant(const op_reference *r, const op_variant *variant) {
   op_instance instance;
+  variant_tolerance = variant->tolerance;
   if (op_case_create(&instance, variant, r->id, r->c) != COMBA_OK)
     return fail(r, variant->name, "%s", comba_last_error());
   op_case_fill(&instance, r->c);

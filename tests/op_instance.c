@@ -10,9 +10,6 @@
 #define ASAN_UNPOISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
 #endif
 
-/* A guard of 0xFF bytes is NaN as a float or double and -1 as an integer, so that reading it shows as well. */
-enum { GUARD = 256, GUARD_BYTE = 0xFF };
-
 void *op_memory(size_t bytes) {
   void *memory = comba_allocate(bytes, "a test");
   if (!memory) {
@@ -30,30 +27,36 @@ static void buffer_create(op_buffer *buffer, int64_t elements, op_element elemen
   buffer->elements = elements;
   buffer->element = element;
   buffer->bytes = (size_t)elements * element_size(element);
-  buffer->memory = op_memory(buffer->bytes + 2 * GUARD);
-  buffer->data = buffer->memory + GUARD;
-  memset(buffer->memory, GUARD_BYTE, GUARD);
-  memset(buffer->memory + GUARD + buffer->bytes, GUARD_BYTE, GUARD);
-  ASAN_POISON_MEMORY_REGION(buffer->memory, GUARD);
-  ASAN_POISON_MEMORY_REGION(buffer->memory + GUARD + buffer->bytes, GUARD);
+  buffer->memory = op_memory(buffer->bytes + 2 * OP_GUARD);
+  buffer->data = buffer->memory + OP_GUARD;
+  memset(buffer->memory, OP_GUARD_BYTE, OP_GUARD);
+  memset(buffer->memory + OP_GUARD + buffer->bytes, OP_GUARD_BYTE, OP_GUARD);
+  ASAN_POISON_MEMORY_REGION(buffer->memory, OP_GUARD);
+  ASAN_POISON_MEMORY_REGION(buffer->memory + OP_GUARD + buffer->bytes, OP_GUARD);
 }
 
 static void buffer_free(op_buffer *buffer) {
-  if (buffer->memory) ASAN_UNPOISON_MEMORY_REGION(buffer->memory, buffer->bytes + 2 * GUARD);
+  if (buffer->memory) ASAN_UNPOISON_MEMORY_REGION(buffer->memory, buffer->bytes + 2 * OP_GUARD);
   free(buffer->memory);
   memset(buffer, 0, sizeof *buffer);
 }
 
 static bool buffer_whole(const op_buffer *buffer) {
   if (!buffer->memory) return true;
-  unsigned char *before = buffer->memory, *after = buffer->memory + GUARD + buffer->bytes;
+  unsigned char *before = buffer->memory, *after = buffer->memory + OP_GUARD + buffer->bytes;
   bool whole = true;
-  ASAN_UNPOISON_MEMORY_REGION(before, GUARD);
-  ASAN_UNPOISON_MEMORY_REGION(after, GUARD);
-  for (int i = 0; i < GUARD; i++) whole &= before[i] == GUARD_BYTE && after[i] == GUARD_BYTE;
-  ASAN_POISON_MEMORY_REGION(before, GUARD);
-  ASAN_POISON_MEMORY_REGION(after, GUARD);
+  ASAN_UNPOISON_MEMORY_REGION(before, OP_GUARD);
+  ASAN_UNPOISON_MEMORY_REGION(after, OP_GUARD);
+  for (int i = 0; i < OP_GUARD; i++) whole &= before[i] == OP_GUARD_BYTE && after[i] == OP_GUARD_BYTE;
+  ASAN_POISON_MEMORY_REGION(before, OP_GUARD);
+  ASAN_POISON_MEMORY_REGION(after, OP_GUARD);
   return whole;
+}
+
+void op_buffer_damage(op_buffer *buffer) {
+  ASAN_UNPOISON_MEMORY_REGION(buffer->memory, OP_GUARD);
+  buffer->memory[0] = (unsigned char)~OP_GUARD_BYTE;
+  ASAN_POISON_MEMORY_REGION(buffer->memory, OP_GUARD);
 }
 
 double op_get(const op_buffer *buffer, int64_t index) {
@@ -173,7 +176,10 @@ void op_instance_forward(op_instance *instance, bool keep) {
   }
   op_poison(&instance->forward_workspace);
   call->workspace = instance->forward_workspace.data;
-  instance->op->forward(call);
+  if (instance->backend)
+    op_device_call(instance, instance->op->forward, false);
+  else
+    instance->op->forward(call);
 }
 
 void op_instance_forget(op_instance *instance) {
@@ -195,7 +201,10 @@ void op_instance_backward(op_instance *instance, uint32_t wanted, uint32_t accum
   }
   op_poison(&instance->backward_workspace);
   call->workspace = instance->backward_workspace.data;
-  instance->op->backward(call);
+  if (instance->backend)
+    op_device_call(instance, instance->op->backward, true);
+  else
+    instance->op->backward(call);
 }
 
 static const char *damaged(const op_buffer *buffer, int count, const char *what) {

@@ -14,7 +14,7 @@
 
 #include <stddef.h>
 
-#include "core/op.h"
+#include "core/backend.h"
 
 typedef enum op_element { OP_FLOAT, OP_DOUBLE, OP_INT32 } op_element;
 
@@ -29,8 +29,9 @@ typedef struct op_buffer {
 
 typedef struct op_instance {
   const comba_op *op;
-  comba_signature signature; /* after infer */
-  comba_call call;           /* what the kernels receive */
+  const comba_backend *backend; /* of a device, NULL: the kernels run on the host */
+  comba_signature signature;    /* after infer */
+  comba_call call;              /* what the kernels receive */
   comba_run run;
   void *attributes;
   op_buffer input[COMBA_MAX_INPUTS], output[COMBA_MAX_OUTPUTS], saved[COMBA_MAX_SAVED];
@@ -59,6 +60,13 @@ void op_instance_backward(op_instance *instance, uint32_t wanted, uint32_t accum
 
 /* "output 0", say: the first operand whose guard band was written to; NULL if all are whole. */
 const char *op_instance_damage(const op_instance *instance);
+
+/* What op_instance_forward and op_instance_backward do where the kernels run on a device. */
+void op_device_call(op_instance *instance, void (*kernel)(const comba_call *call), bool backward);
+/* The bytes before and after a buffer, and their value: NaN as a float or double, -1 as an integer, so that reading them shows. */
+enum { OP_GUARD = 256, OP_GUARD_BYTE = 0xFF };
+/* Makes op_instance_damage name this buffer. */
+void op_buffer_damage(op_buffer *buffer);
 
 double op_get(const op_buffer *buffer, int64_t index);
 void op_set(op_buffer *buffer, int64_t index, double value);

@@ -15,10 +15,12 @@ extern const comba_op *const comba_op_table_v4[];
 #define FLOAT_SIZES                                                                                                    \
   { sizeof(float), sizeof(float), sizeof(float), sizeof(float), sizeof(int32_t) }
 
-static const comba_backend baseline = {"CPU, baseline", comba_op_table_baseline, FLOAT_SIZES, &comba_host_memory};
+#define BACKEND(name_, table)                                                                                          \
+  { .name = name_, .op = table, .size = FLOAT_SIZES, .memory = &comba_host_memory }
+static const comba_backend baseline = BACKEND("CPU, baseline", comba_op_table_baseline);
 #ifdef COMBA_HAVE_X86_VARIANTS
-static const comba_backend v3 = {"CPU, x86-64-v3 (AVX2)", comba_op_table_v3, FLOAT_SIZES, &comba_host_memory};
-static const comba_backend v4 = {"CPU, x86-64-v4 (AVX-512)", comba_op_table_v4, FLOAT_SIZES, &comba_host_memory};
+static const comba_backend v3 = BACKEND("CPU, x86-64-v3 (AVX2)", comba_op_table_v3);
+static const comba_backend v4 = BACKEND("CPU, x86-64-v4 (AVX-512)", comba_op_table_v4);
 #endif
 
 const comba_backend *comba_backend_cpu(void) {

@@ -16,6 +16,7 @@ static comba_status zero(void *data, size_t bytes) {
 const comba_device_memory comba_host_memory = {
     .is_host = true,
     .allocate = comba_allocate,
+    .allocate_weights = comba_allocate,
     .release = free,
     .write = copy,
     .read = copy,

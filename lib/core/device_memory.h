@@ -14,7 +14,8 @@ typedef struct comba_device_memory {
   bool is_host; /* the host may read and write it directly */
   /* Zeroed, aligned to 64 bytes or more; NULL with the message stored. */
   void *(*allocate)(size_t bytes, const char *what);
-  void (*release)(void *data); /* NULL is released as well */
+  void *(*allocate_weights)(size_t bytes, const char *what); /* likewise, for what matrix products read */
+  void (*release)(void *data);                               /* NULL is released as well */
   comba_status (*write)(void *to, const void *from_host, size_t bytes);
   comba_status (*read)(void *to_host, const void *from, size_t bytes);
   comba_status (*zero)(void *data, size_t bytes);

@@ -28,6 +28,9 @@ void comba_graph_free(comba_graph *graph) {
   free(graph->tensor);
   free(graph->node);
   free(graph->storage);
+  for (int pass = 0; pass < 2; pass++)
+    if (graph->recording[pass]) graph->backend->forget(graph->recording[pass]);
+  graph->backend->memory->release(graph->device_run);
   graph->backend->memory->release(graph->arena);
   free(graph);
 }
@@ -229,6 +232,9 @@ uint64_t comba_graph_stream(comba_graph *graph) {
 }
 
 void comba_graph_bind_run(comba_graph *graph, const comba_run *run) {
+  const comba_device_memory *memory = graph->backend->memory;
+  graph->run = run;
+  if (!memory->is_host) run = graph->device_run = memory->allocate(sizeof *run, "seed and step");
   for (int i = 0; i < graph->nodes; i++) graph->node[i]->forward.run = graph->node[i]->backward.run = run;
 }
 
@@ -251,7 +257,7 @@ static double now(void) {
   return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
-static void run(const comba_node *node, int pass) {
+static void run(const comba_graph *graph, const comba_node *node, int pass) {
   void (*const kernel)(const comba_call *) = pass ? node->op->backward : node->op->forward;
   const comba_call *call = pass ? &node->backward : &node->forward;
   if (!profiling) {
@@ -260,6 +266,7 @@ static void run(const comba_node *node, int pass) {
   }
   const double start = now();
   kernel(call);
+  if (!graph->backend->memory->is_host) graph->backend->memory->read(NULL, NULL, 0); /* wait */
   profile[node->id][pass].seconds += now() - start;
   profile[node->id][pass].calls++;
   profile[node->id][pass].flops += pass ? node->signature.backward_flops : node->signature.forward_flops;
@@ -267,13 +274,36 @@ static void run(const comba_node *node, int pass) {
   profile_name[node->id] = node->op->name;
 }
 
+static void run_forward(void *context) {
+  const comba_graph *graph = context;
+  for (int i = 0; i < graph->nodes; i++) run(graph, graph->node[i], 0);
+}
+
+static void run_backward(void *context) {
+  const comba_graph *graph = context;
+  for (int i = graph->nodes - 1; i >= 0; i--)
+    if (graph->node[i]->runs_backward) run(graph, graph->node[i], 1);
+}
+
+static void run_pass(comba_graph *graph, int pass) {
+  static void (*const passes[2])(void *) = {run_forward, run_backward};
+  const comba_backend *backend = graph->backend;
+  if (graph->device_run) backend->memory->write(graph->device_run, graph->run, sizeof *graph->run);
+  if (profiling || !backend->record) {
+    passes[pass](graph);
+    return;
+  }
+  /* a recording that fails leaves its error for the next read */
+  if (!graph->recording[pass] && backend->record(&graph->recording[pass], passes[pass], graph) != COMBA_OK) return;
+  backend->replay(graph->recording[pass]);
+}
+
 void comba_graph_forward(comba_graph *graph) {
-  for (int i = 0; i < graph->nodes; i++) run(graph->node[i], 0);
+  run_pass(graph, 0);
 }
 
 void comba_graph_backward(comba_graph *graph) {
-  for (int i = graph->nodes - 1; i >= 0; i--)
-    if (graph->node[i]->runs_backward) run(graph->node[i], 1);
+  run_pass(graph, 1);
 }
 
 static int by_time(const void *a, const void *b) {

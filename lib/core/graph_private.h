@@ -40,6 +40,9 @@ struct comba_graph {
   int tensors, tensor_capacity, nodes, node_capacity, storages, storage_capacity;
   uint64_t streams;
   void *arena;
+  const comba_run *run; /* the caller's */
+  void *device_run;     /* what kernels read where that is out of their reach */
+  void *recording[2];   /* of forward and backward, where the backend replays */
   comba_graph_cost cost;
 };
 

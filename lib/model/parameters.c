@@ -69,7 +69,9 @@ static comba_status allocate(comba_parameters *parameters, comba_array array) {
   for (int i = 0; i < COMBA_SLABS; i++) {
     comba_slab *slab = &parameters->slab[i];
     if (slab->data[array]) continue;
-    slab->data[array] = parameters->memory->allocate((size_t)slab->elements * sizeof(float), array_names[array]);
+    const comba_device_memory *memory = parameters->memory;
+    slab->data[array] = (array == COMBA_ARRAY_WEIGHT ? memory->allocate_weights : memory->allocate)(
+        (size_t)slab->elements * sizeof(float), array_names[array]);
     if (!slab->data[array]) return COMBA_ERROR_MEMORY;
     if (parameters->memory->is_host) slab->host[array] = slab->data[array];
   }

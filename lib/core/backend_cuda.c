@@ -1,0 +1,72 @@
+/* The CUDA backend's rows: those of the CPU with the kernels of ops/cuda_list.h. */
+#include "core/cuda.h"
+
+#include <stdio.h>
+#include <string.h>
+
+extern const comba_op *const comba_op_table_baseline[];
+
+#define COMBA_LIST_OP(name) extern const comba_cuda_op comba_cuda_##name;
+#include "ops/cuda_list.h"
+#undef COMBA_LIST_OP
+
+static const comba_cuda_op *const kernels[COMBA_OP_COUNT] = {
+#define COMBA_LIST_OP(name) [COMBA_OP_##name] = &comba_cuda_##name,
+#include "ops/cuda_list.h"
+#undef COMBA_LIST_OP
+};
+
+static comba_op rows[COMBA_CUDA_TYPES][COMBA_OP_COUNT];
+static const comba_op *tables[COMBA_CUDA_TYPES][COMBA_OP_COUNT];
+static comba_backend backends[COMBA_CUDA_TYPES];
+
+/* infer of an operator that has no kernels here, or has kernels that need other memory than the CPU's. */
+#define COMBA_LIST_OP(name)                                                                                            \
+  static comba_status infer_##name(comba_signature *signature) {                                                       \
+    if (!kernels[COMBA_OP_##name])                                                                                     \
+      return comba_fail(COMBA_ERROR_UNSUPPORTED, "%s: no CUDA kernel yet; use --device cpu", #name);                   \
+    const comba_status status = comba_op_table_baseline[COMBA_OP_##name]->infer(signature);                            \
+    if (status != COMBA_OK || !kernels[COMBA_OP_##name]->infer) return status;                                         \
+    return kernels[COMBA_OP_##name]->infer(signature);                                                                 \
+  }
+#include "ops/list.h"
+#undef COMBA_LIST_OP
+
+static comba_status (*const infers[COMBA_OP_COUNT])(comba_signature *) = {
+#define COMBA_LIST_OP(name) infer_##name,
+#include "ops/list.h"
+#undef COMBA_LIST_OP
+};
+
+static void fill(comba_cuda_type type) {
+  static char names[COMBA_CUDA_TYPES][340];
+  for (int id = 0; id < COMBA_OP_COUNT; id++) {
+    comba_op *row = &rows[type][id];
+    *row = *comba_op_table_baseline[id];
+    row->infer = infers[id];
+    row->forward = kernels[id] ? kernels[id]->forward[type] : NULL;
+    if (row->backward) row->backward = kernels[id] ? kernels[id]->backward[type] : NULL;
+    tables[type][id] = row;
+  }
+  snprintf(names[type], sizeof names[type], "%s, %s", comba_cuda_name(),
+           type == COMBA_CUDA_FLOAT32 ? "float32" : "bfloat16");
+  const size_t activation = type == COMBA_CUDA_FLOAT32 ? sizeof(float) : sizeof(uint16_t);
+  backends[type] = (comba_backend){
+      .name = names[type],
+      .op = tables[type],
+      .size = {activation, sizeof(float), sizeof(float), sizeof(float), sizeof(int32_t)},
+      .memory = &comba_cuda_memory[type],
+      .record = comba_cuda_record,
+      .replay = comba_cuda_replay,
+      .forget = comba_cuda_forget,
+  };
+}
+
+comba_status comba_backend_cuda(const comba_backend **backend, bool narrow) {
+  const comba_status status = comba_cuda_open();
+  if (status != COMBA_OK) return status;
+  const comba_cuda_type type = narrow ? COMBA_CUDA_BFLOAT16 : COMBA_CUDA_FLOAT32;
+  if (!backends[type].name) fill(type);
+  *backend = &backends[type];
+  return COMBA_OK;
+}

@@ -1,0 +1,204 @@
+/* The device, its memory, and recordings of a step. */
+#include "core/cuda_kernel.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static struct {
+  bool open;
+  cudaStream_t stream;
+  char name[320];
+  cudaError_t error; /* the first since the last read */
+  const char *what;
+} device;
+
+cudaStream_t comba_cuda_stream() {
+  return device.stream;
+}
+
+void comba_cuda_note(cudaError_t error, const char *what) {
+  if (error == cudaSuccess || device.error != cudaSuccess) return;
+  device.error = error;
+  device.what = what;
+}
+
+static comba_status fail(cudaError_t error, const char *what) {
+  const char *remedy = "";
+  if (error == cudaErrorMemoryAllocation) remedy = "; take a smaller --batch-size or --sequence-length";
+  if (error == cudaErrorInsufficientDriver) remedy = "; update the NVIDIA driver, or use --device cpu";
+  if (error == cudaErrorNoDevice) remedy = "; use --device cpu";
+  return comba_fail(error == cudaErrorMemoryAllocation ? COMBA_ERROR_MEMORY : COMBA_ERROR_DEVICE, "CUDA: %s: %s%s",
+                    what, cudaGetErrorString(error), remedy);
+}
+
+comba_status comba_cuda_open() {
+  if (device.open) return COMBA_OK;
+  cudaDeviceProp properties;
+  int version = 0;
+  cudaError_t error = cudaGetDeviceProperties(&properties, 0);
+  if (error == cudaSuccess) error = cudaRuntimeGetVersion(&version);
+  if (error != cudaSuccess) return fail(error, "no GPU can be used");
+  if (properties.major < 8)
+    return comba_fail(COMBA_ERROR_UNSUPPORTED,
+                      "CUDA: %s has compute capability %d.%d, expected at least 8.0; use --device cpu", properties.name,
+                      properties.major, properties.minor);
+  error = cudaStreamCreateWithFlags(&device.stream, cudaStreamNonBlocking);
+  if (error != cudaSuccess) return fail(error, "the stream");
+  snprintf(device.name, sizeof device.name, "%s, sm_%d%d, CUDA %d.%d", properties.name, properties.major,
+           properties.minor, version / 1000, version % 1000 / 10);
+  device.open = true;
+  return COMBA_OK;
+}
+
+const char *comba_cuda_name() {
+  return device.name;
+}
+
+/* ---- Memory --------------------------------------------------------------------------------------------------------- */
+
+/* Slabs of weights that products read in bfloat16: each has a copy, written whenever the slab is. */
+enum { MAX_SLABS = 256 };
+static struct {
+  const char *data;
+  size_t bytes;
+  bfloat16 *copy;
+} slabs[MAX_SLABS];
+
+static int slab_of(const void *data) {
+  for (int i = 0; i < MAX_SLABS; i++)
+    if (slabs[i].data && (const char *)data >= slabs[i].data && (const char *)data < slabs[i].data + slabs[i].bytes)
+      return i;
+  return -1;
+}
+
+bfloat16 *comba_cuda_narrow_copy(const void *parameter) {
+  const int slab = slab_of(parameter);
+  return slab < 0 ? NULL : slabs[slab].copy + ((const char *)parameter - slabs[slab].data) / sizeof(float);
+}
+
+template <> const float *comba_cuda_weight<float>(const void *parameter) {
+  return (const float *)parameter;
+}
+template <> const bfloat16 *comba_cuda_weight<bfloat16>(const void *parameter) {
+  return comba_cuda_narrow_copy(parameter);
+}
+
+static void narrow(const void *data, size_t bytes) {
+  bfloat16 *copy = comba_cuda_narrow_copy(data);
+  const float *from = (const float *)data;
+  if (copy) comba_each((int64_t)(bytes / sizeof(float)), [=] __device__(int64_t i) { store(copy + i, from[i]); });
+}
+
+static void *allocate(size_t bytes, const char *what) {
+  void *data = NULL;
+  cudaError_t error = cudaMalloc(&data, bytes ? bytes : 1);
+  if (error == cudaSuccess) error = cudaMemsetAsync(data, 0, bytes, device.stream);
+  if (error == cudaSuccess) return data;
+  cudaGetLastError();
+  cudaFree(data);
+  char text[200];
+  snprintf(text, sizeof text, "%zu bytes for %s", bytes, what);
+  fail(error, text);
+  return NULL;
+}
+
+static void release(void *data) {
+  if (!data) return;
+  cudaStreamSynchronize(device.stream);
+  for (int i = 0; i < MAX_SLABS; i++)
+    if (slabs[i].data == data) {
+      cudaFree(slabs[i].copy);
+      memset(&slabs[i], 0, sizeof slabs[i]);
+    }
+  cudaFree(data);
+}
+
+static void *allocate_weights(size_t bytes, const char *what) {
+  void *data = allocate(bytes, what);
+  int slab = 0;
+  while (slab < MAX_SLABS && slabs[slab].data) slab++;
+  bfloat16 *copy = slab < MAX_SLABS && data ? (bfloat16 *)allocate(bytes / 2, "the weights in bfloat16") : NULL;
+  if (data && !copy) {
+    if (slab == MAX_SLABS) comba_fail(COMBA_ERROR_MEMORY, "CUDA: more than %d models at once", MAX_SLABS / 2);
+    release(data);
+    return NULL;
+  }
+  if (data) {
+    slabs[slab].data = (const char *)data;
+    slabs[slab].bytes = bytes;
+    slabs[slab].copy = copy;
+  }
+  return data;
+}
+
+static comba_status synchronize(void) {
+  cudaError_t error = cudaStreamSynchronize(device.stream);
+  const char *what = "running the queued work";
+  if (device.error != cudaSuccess) {
+    error = device.error;
+    what = device.what;
+    device.error = cudaSuccess;
+  }
+  return error == cudaSuccess ? COMBA_OK : fail(error, what);
+}
+
+static comba_status write(void *to, const void *from, size_t bytes) {
+  const cudaError_t error = cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, device.stream);
+  narrow(to, bytes);
+  return error == cudaSuccess ? COMBA_OK : fail(error, "a copy to the GPU");
+}
+
+static comba_status read(void *to, const void *from, size_t bytes) {
+  comba_cuda_note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, device.stream), "a copy from the GPU");
+  return synchronize();
+}
+
+static comba_status zero(void *data, size_t bytes) {
+  const cudaError_t error = cudaMemsetAsync(data, 0, bytes, device.stream);
+  narrow(data, bytes);
+  return error == cudaSuccess ? COMBA_OK : fail(error, "clearing memory");
+}
+
+const comba_device_memory comba_cuda_memory[COMBA_CUDA_TYPES] = {
+    {false, allocate, allocate, release, write, read, zero},
+    {false, allocate, allocate_weights, release, write, read, zero},
+};
+
+void comba_cuda_zero(void *data, size_t bytes) {
+  comba_cuda_note(cudaMemsetAsync(data, 0, bytes, device.stream), "clearing memory");
+}
+
+/* ---- Recordings ----------------------------------------------------------------------------------------------------- */
+
+comba_status comba_cuda_record(void **recording, void (*run)(void *context), void *context) {
+  cudaGraph_t graph = NULL;
+  cudaGraphExec_t executable = NULL;
+  cudaError_t error = cudaStreamBeginCapture(device.stream, cudaStreamCaptureModeThreadLocal);
+  if (error == cudaSuccess) {
+    run(context);
+    error = cudaStreamEndCapture(device.stream, &graph);
+  }
+  if (error == cudaSuccess) error = cudaGraphInstantiate(&executable, graph, 0);
+  if (graph) cudaGraphDestroy(graph);
+  *recording = executable;
+  return error == cudaSuccess ? COMBA_OK : fail(error, "recording a step");
+}
+
+void comba_cuda_replay(void *recording) {
+  comba_cuda_note(cudaGraphLaunch((cudaGraphExec_t)recording, device.stream), "replaying a step");
+}
+
+void comba_cuda_forget(void *recording) {
+  if (recording) cudaGraphExecDestroy((cudaGraphExec_t)recording);
+}
+
+/* ---- Sums ----------------------------------------------------------------------------------------------------------- */
+
+void comba_cuda_sum_rows(const float *partial, int64_t rows, int64_t n, bool accumulate, float *sum) {
+  comba_each(n, [=] __device__(int64_t i) {
+    float total = 0;
+    for (int64_t row = 0; row < rows; row++) total += partial[row * n + i];
+    put(sum + i, total, accumulate);
+  });
+}

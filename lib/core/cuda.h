@@ -1,0 +1,39 @@
+/* The CUDA backend as the rest of the library sees it. */
+#ifndef COMBA_CORE_CUDA_H
+#define COMBA_CORE_CUDA_H
+
+#ifdef __cplusplus
+#include <math.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+extern "C" {
+#endif
+#include "core/backend.h"
+
+/* Types of activations, and of weights in products. */
+typedef enum comba_cuda_type { COMBA_CUDA_FLOAT32, COMBA_CUDA_BFLOAT16, COMBA_CUDA_TYPES } comba_cuda_type;
+
+/* An operator's kernels, by type; comba_cuda_NAME in NAME.cu beside NAME.c, listed in ops/cuda_list.h. Shapes, classes and cases are
+ * those of the CPU's row. */
+typedef struct comba_cuda_op {
+  void (*forward[COMBA_CUDA_TYPES])(const comba_call *call);
+  void (*backward[COMBA_CUDA_TYPES])(const comba_call *call);
+  /* NULL, or called after the row's own: saved tensors and workspaces where they differ. */
+  comba_status (*infer)(comba_signature *signature);
+} comba_cuda_op;
+
+/* Makes the first GPU ready for the calling process; once. */
+comba_status comba_cuda_open(void);
+/* "NVIDIA H200, sm_90, CUDA 13.0": after comba_cuda_open. */
+const char *comba_cuda_name(void);
+extern const comba_device_memory comba_cuda_memory[COMBA_CUDA_TYPES];
+/* Records what `run` queues and replays it; the recording belongs to the caller. */
+comba_status comba_cuda_record(void **recording, void (*run)(void *context), void *context);
+void comba_cuda_replay(void *recording);
+void comba_cuda_forget(void *recording);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

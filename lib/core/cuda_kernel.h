@@ -1,0 +1,130 @@
+/* What CUDA kernels share. Kernels are queued on one stream; a launch that fails is noted, and the next read of the device's memory
+ * reports it.
+ *
+ * T is the type of activations: float or bfloat16. Everything is computed in float; parameters, gates, states and the gradients of
+ * parameters are float in memory. Sums run in an order that depends on the problem alone: no atomics. */
+#ifndef COMBA_CORE_CUDA_KERNEL_H
+#define COMBA_CORE_CUDA_KERNEL_H
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include "core/cuda.h"
+extern "C" {
+#include "ops/ops.h"
+}
+
+typedef __nv_bfloat16 bfloat16;
+
+cudaStream_t comba_cuda_stream();
+/* Keeps the first error, to be reported by the next read. */
+void comba_cuda_note(cudaError_t error, const char *what);
+
+template <class T> __device__ inline float load(const T *p) {
+  return (float)*p;
+}
+template <class T> __device__ inline void store(T *p, float value) {
+  *p = (T)value;
+}
+/* y = or += value */
+template <class T> __device__ inline void put(T *p, float value, bool accumulate) {
+  *p = (T)(accumulate ? (float)*p + value : value);
+}
+
+/* Two neighbouring activations in one access; `p` is aligned to both. */
+template <class T> struct pair_of;
+template <> struct pair_of<float> { typedef float2 type; };
+template <> struct pair_of<bfloat16> { typedef __nv_bfloat162 type; };
+
+__device__ inline float sigmoid(float x) {
+  return 1 / (1 + __expf(-x));
+}
+
+/* The sum over a warp, in every lane. */
+__device__ inline float warp_sum(float value) {
+  for (int offset = 16; offset; offset /= 2) value += __shfl_xor_sync(~0u, value, offset);
+  return value;
+}
+__device__ inline float warp_max(float value) {
+  for (int offset = 16; offset; offset /= 2) value = fmaxf(value, __shfl_xor_sync(~0u, value, offset));
+  return value;
+}
+/* The sum over a block of whole warps, in every thread. */
+__device__ inline float block_sum(float value) {
+  __shared__ float part[32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  value = warp_sum(value);
+  __syncthreads();
+  if (!lane) part[warp] = value;
+  __syncthreads();
+  return warp_sum(lane < warps ? part[lane] : 0);
+}
+__device__ inline float block_max(float value) {
+  __shared__ float part[32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  value = warp_max(value);
+  __syncthreads();
+  if (!lane) part[warp] = value;
+  __syncthreads();
+  return warp_max(lane < warps ? part[lane] : -INFINITY);
+}
+
+/* Runs f(i) for 0 <= i < n, a thread each. */
+enum { COMBA_CUDA_BLOCK = 256 };
+template <class F> __global__ void comba_each_kernel(int64_t n, F f) {
+  const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < n) f(i);
+}
+template <class F> void comba_each(int64_t n, F f) {
+  if (n <= 0) return;
+  comba_each_kernel<<<(unsigned)((n + COMBA_CUDA_BLOCK - 1) / COMBA_CUDA_BLOCK), COMBA_CUDA_BLOCK, 0,
+                      comba_cuda_stream()>>>(n, f);
+  comba_cuda_note(cudaGetLastError(), "a launch");
+}
+
+void comba_cuda_zero(void *data, size_t bytes);
+
+/* Without a gradient of output 0, those of the inputs are zero: writes them where they are wanted and returns true. Bit i of
+ * `floats`: input i is float in memory whatever T is. */
+template <class T> bool comba_cuda_gradient_absent(const comba_call *call, int inputs, uint32_t floats) {
+  if (call->output_gradient[0].data) return false;
+  for (int i = 0; i < inputs; i++) {
+    const comba_view *gradient = &call->input_gradient[i];
+    if (gradient->data && !call->accumulate[i])
+      comba_cuda_zero(gradient->data,
+                      (size_t)comba_shape_elements(&gradient->shape) * (floats >> i & 1 ? sizeof(float) : sizeof(T)));
+  }
+  return true;
+}
+
+/* sum (n) = or += the columns of partial (rows, n), in the order of the rows. */
+void comba_cuda_sum_rows(const float *partial, int64_t rows, int64_t n, bool accumulate, float *sum);
+
+/* C (m, n) = A B, or C += A B, row by row in memory: A is (m, k), or (k, m) where `transpose_a`; B likewise. A and B are T; C is T or
+ * float. `batch` products, `stride_*` elements apart. `bias` (n, T) or NULL is added to each row. */
+typedef struct comba_cuda_product {
+  bool transpose_a, transpose_b, accumulate;
+  int64_t m, n, k;
+  int64_t lda, ldb, ldc;
+  const void *a, *b, *bias;
+  void *c;
+  float scale;                                 /* 0 means 1 */
+  int64_t batch, stride_a, stride_b, stride_c; /* batch 0 means 1 */
+} comba_cuda_product;
+void comba_cuda_multiply(const comba_cuda_product *product, comba_cuda_type type, bool float_c);
+template <class T> constexpr comba_cuda_type comba_cuda_type_of() {
+  return sizeof(T) == sizeof(float) ? COMBA_CUDA_FLOAT32 : COMBA_CUDA_BFLOAT16;
+}
+/* A parameter as products read it: itself, or its copy in bfloat16, which follows it. */
+template <class T> const T *comba_cuda_weight(const void *parameter);
+/* The copy of n parameters in bfloat16, for the optimiser to write along; NULL where there is none. */
+bfloat16 *comba_cuda_narrow_copy(const void *parameter);
+
+/* The four entries of a row from templates forward<T>, backward<T>. */
+#define COMBA_CUDA_ROW(name, infer)                                                                                    \
+  extern "C" const comba_cuda_op comba_cuda_##name = {                                                                 \
+      {forward<float>, forward<bfloat16>}, {backward<float>, backward<bfloat16>}, infer}
+#define COMBA_CUDA_ROW_FORWARD(name, infer)                                                                            \
+  extern "C" const comba_cuda_op comba_cuda_##name = {{forward<float>, forward<bfloat16>}, {NULL, NULL}, infer}
+
+#endif

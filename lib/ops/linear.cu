@@ -1,0 +1,74 @@
+/* y (..., n) = x (..., m) weight (n, m)^T + bias (n);  dx = dy weight;  dweight += dy^T x;  dbias += column sums of dy */
+#include "core/cuda_kernel.h"
+
+enum { X, WEIGHT, BIAS };
+enum { ROWS = 64 }; /* of dy that one thread adds up before the partial sums meet */
+
+static comba_status infer(comba_signature *s) {
+  const comba_shape *x = &s->input[X];
+  const int64_t rows = comba_shape_elements(x) / x->size[x->rank - 1];
+  s->backward_workspace = s->input[BIAS].rank ? (rows + ROWS - 1) / ROWS * s->input[WEIGHT].size[0] : 0;
+  return COMBA_OK;
+}
+
+template <class T> static void forward(const comba_call *call) {
+  const int64_t n = call->input[WEIGHT].shape.size[0], m = call->input[WEIGHT].shape.size[1];
+  comba_cuda_product product = {};
+  product.transpose_b = true;
+  product.m = comba_shape_elements(&call->input[X].shape) / m;
+  product.n = n;
+  product.k = m;
+  product.lda = product.ldb = m;
+  product.ldc = n;
+  product.a = call->input[X].data;
+  product.b = comba_cuda_weight<T>(call->input[WEIGHT].data);
+  product.bias = call->input[BIAS].data ? comba_cuda_weight<T>(call->input[BIAS].data) : NULL;
+  product.c = call->output[0].data;
+  comba_cuda_multiply(&product, comba_cuda_type_of<T>(), sizeof(T) == sizeof(float));
+}
+
+template <class T> static void backward(const comba_call *call) {
+  const int64_t n = call->input[WEIGHT].shape.size[0], m = call->input[WEIGHT].shape.size[1];
+  const int64_t rows = comba_shape_elements(&call->input[X].shape) / m;
+  const T *dy = (const T *)call->output_gradient[0].data;
+  if (call->input_gradient[X].data) {
+    comba_cuda_product product = {};
+    product.m = rows;
+    product.n = m;
+    product.k = n;
+    product.lda = n;
+    product.ldb = product.ldc = m;
+    product.a = dy;
+    product.b = comba_cuda_weight<T>(call->input[WEIGHT].data);
+    product.c = call->input_gradient[X].data;
+    product.accumulate = call->accumulate[X];
+    comba_cuda_multiply(&product, comba_cuda_type_of<T>(), sizeof(T) == sizeof(float));
+  }
+  if (call->input_gradient[WEIGHT].data) {
+    comba_cuda_product product = {};
+    product.transpose_a = true;
+    product.m = n;
+    product.n = m;
+    product.k = rows;
+    product.lda = n;
+    product.ldb = product.ldc = m;
+    product.a = dy;
+    product.b = call->input[X].data;
+    product.c = call->input_gradient[WEIGHT].data;
+    product.accumulate = call->accumulate[WEIGHT];
+    comba_cuda_multiply(&product, comba_cuda_type_of<T>(), true);
+  }
+  float *dbias = (float *)call->input_gradient[BIAS].data;
+  if (!dbias) return;
+  const int64_t parts = (rows + ROWS - 1) / ROWS;
+  float *partial = (float *)call->workspace; /* (parts, n) */
+  comba_each(parts * n, [=] __device__(int64_t i) {
+    const int64_t part = i / n, column = i % n, end = min(rows, (part + 1) * ROWS);
+    float sum = 0;
+    for (int64_t row = part * ROWS; row < end; row++) sum += load(dy + row * n + column);
+    partial[i] = sum;
+  });
+  comba_cuda_sum_rows(partial, parts, n, call->accumulate[BIAS], dbias);
+}
+
+COMBA_CUDA_ROW(linear, infer);
