@@ -248,14 +248,28 @@ cuda_sources = \
 	lib/core/cuda.cu \
 	lib/core/cuda_multiply.cu \
 	lib/ops/activation.cu \
+	lib/ops/adamw.cu \
 	lib/ops/add.cu \
+	lib/ops/constant.cu \
+	lib/ops/cross_entropy.cu \
+	lib/ops/decay_gate.cu \
 	lib/ops/embedding.cu \
+	lib/ops/gated_rms_norm.cu \
+	lib/ops/gradient_clip.cu \
+	lib/ops/head_scale.cu \
+	lib/ops/l2_norm.cu \
+	lib/ops/last_token.cu \
 	lib/ops/linear.cu \
-	lib/ops/rms_norm.cu
+	lib/ops/output_correction.cu \
+	lib/ops/rms_norm.cu \
+	lib/ops/rotary.cu \
+	lib/ops/short_convolution.cu \
+	lib/ops/swiglu.cu
 cuda_headers = \
 	lib/core/cuda.h \
 	lib/core/cuda_kernel.h \
-	lib/ops/cuda_list.h
+	lib/ops/cuda_list.h \
+	lib/ops/cuda_sequences.h
 EXTRA_DIST += $(cuda_sources) $(cuda_headers) lib/core/backend_cuda.c
 if CUDA
 cuda_objects = $(cuda_sources:.cu=.cuda.lo)

@@ -100,6 +100,40 @@ template <class T> bool comba_cuda_gradient_absent(const comba_call *call, int i
 /* sum (n) = or += the columns of partial (rows, n), in the order of the rows. */
 void comba_cuda_sum_rows(const float *partial, int64_t rows, int64_t n, bool accumulate, float *sum);
 
+/* sum (heads) = or += factor(h) times the sum over tokens of <x, y>, x and y (tokens, heads, k). `products`: tokens * heads floats.
+ * A block a head adds up its products. */
+template <class T>
+static __global__ void comba_head_products_kernel(const T *x, const T *y, int64_t rows, int64_t k, float *products) {
+  const int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
+  if (row >= rows) return;
+  float sum = 0;
+  for (int64_t j = threadIdx.x; j < k; j += 32) sum += load(x + row * k + j) * load(y + row * k + j);
+  sum = warp_sum(sum);
+  if (!threadIdx.x) products[row] = sum;
+}
+template <class F>
+static __global__ void comba_sum_heads_kernel(const float *products, int64_t tokens, int64_t heads, F factor,
+                                              bool accumulate, float *sum) {
+  float total = 0;
+  for (int64_t t = threadIdx.x; t < tokens; t += blockDim.x) total += products[t * heads + blockIdx.x];
+  total = block_sum(total);
+  if (!threadIdx.x) put(sum + blockIdx.x, total * factor((int64_t)blockIdx.x), accumulate);
+}
+template <class F>
+void comba_cuda_sum_products(const float *products, int64_t tokens, int64_t heads, F factor, bool accumulate,
+                             float *sum) {
+  comba_sum_heads_kernel<<<(unsigned)heads, 1024, 0, comba_cuda_stream()>>>(products, tokens, heads, factor, accumulate,
+                                                                            sum);
+  comba_cuda_note(cudaGetLastError(), "sums of heads");
+}
+template <class T, class F>
+void comba_cuda_sum_heads(const T *x, const T *y, int64_t tokens, int64_t heads, int64_t k, float *products, F factor,
+                          bool accumulate, float *sum) {
+  comba_head_products_kernel<<<(unsigned)((tokens * heads + 7) / 8), dim3(32, 8), 0, comba_cuda_stream()>>>(
+      x, y, tokens * heads, k, products);
+  comba_cuda_sum_products(products, tokens, heads, factor, accumulate, sum);
+}
+
 /* C (m, n) = A B, or C += A B, row by row in memory: A is (m, k), or (k, m) where `transpose_a`; B likewise. A and B are T; C is T or
  * float. `batch` products, `stride_*` elements apart. `bias` (n, T) or NULL is added to each row. */
 typedef struct comba_cuda_product {

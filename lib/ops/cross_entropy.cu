@@ -1,0 +1,138 @@
+/* The mean cross entropy of rows of logits and its gradient, as cross_entropy.c has them. A block a row. */
+#include "core/cuda_kernel.h"
+
+enum { LOGITS, TARGETS, WEIGHTS };
+enum { LOSS, ROWS };
+enum { THREADS = 256, SUMMING = 1024 };
+
+static comba_status infer(comba_signature *s) {
+  s->forward_workspace = comba_shape_elements(&s->output[ROWS]); /* weighted, smoothed losses */
+  s->backward_workspace = 1;
+  return COMBA_OK;
+}
+
+template <class T>
+static __global__ void row_loss(const T *logits, const int32_t *targets, const float *weights, int64_t classes,
+                                float smoothing, float *losses, float *weighted, float *saved) {
+  const int64_t row = blockIdx.x;
+  const int32_t target = targets[row];
+  if (target < 0) {
+    if (!threadIdx.x) losses[row] = weighted[row] = 0;
+    return;
+  }
+  const T *x = logits + row * classes;
+  float largest = -INFINITY, sum = 0, below = 0;
+  for (int64_t j = threadIdx.x; j < classes; j += THREADS) largest = fmaxf(largest, load(x + j));
+  largest = block_max(largest);
+  for (int64_t j = threadIdx.x; j < classes; j += THREADS) {
+    const float value = load(x + j) - largest;
+    sum += expf(value);
+    below += value;
+  }
+  sum = block_sum(sum);
+  if (smoothing != 0) below = block_sum(below);
+  if (threadIdx.x) return;
+  const float log_sum = logf(sum), loss = log_sum - (load(x + target) - largest);
+  losses[row] = loss;
+  weighted[row] = (weights ? weights[target] : 1) *
+                  (smoothing == 0 ? loss : (1 - smoothing) * loss + smoothing * (log_sum - below / (float)classes));
+  if (!saved) return;
+  saved[2 * row] = largest;
+  saved[2 * row + 1] = 1 / sum;
+}
+
+static __device__ double block_sum_double(double value) {
+  __shared__ double part[SUMMING];
+  part[threadIdx.x] = value;
+  __syncthreads();
+  for (int half = SUMMING / 2; half; half /= 2) {
+    if (threadIdx.x < half) part[threadIdx.x] += part[threadIdx.x + half];
+    __syncthreads();
+  }
+  return part[0];
+}
+
+static __device__ double weight_sum(const int32_t *targets, const float *weights, int64_t rows) {
+  double sum = 0;
+  for (int64_t i = threadIdx.x; i < rows; i += SUMMING)
+    if (targets[i] >= 0) sum += weights ? weights[targets[i]] : 1;
+  return block_sum_double(sum);
+}
+
+static __global__ void mean_loss(const float *weighted, const int32_t *targets, const float *weights, int64_t rows,
+                                 float *loss) {
+  double sum = 0;
+  for (int64_t i = threadIdx.x; i < rows; i += SUMMING) sum += weighted[i];
+  const double all = weight_sum(targets, weights, rows);
+  __syncthreads();
+  sum = block_sum_double(sum);
+  if (!threadIdx.x) *loss = all > 0 ? (float)(sum / all) : 0;
+}
+
+/* scale (1) = dloss / the sum of the weights */
+static __global__ void gradient_scale(const float *dloss, const int32_t *targets, const float *weights, int64_t rows,
+                                      float *scale) {
+  const double all = weight_sum(targets, weights, rows);
+  if (!threadIdx.x) *scale = all > 0 ? (float)(*dloss / all) : 0;
+}
+
+template <class T>
+static __global__ void row_gradient(const T *logits, const int32_t *targets, const float *weights, int64_t rows,
+                                    int64_t classes, float smoothing, float l2_warp, const float *saved,
+                                    const float *scale, const float *dloss, T *gradient, bool accumulate) {
+  const int64_t row = blockIdx.x, at = row * classes;
+  const int32_t target = targets[row];
+  const T *x = logits + at;
+  T *dx = gradient + at;
+  float largest = -INFINITY;
+  __shared__ unsigned first; /* of the entries that equal the largest */
+  if (l2_warp > 0) {
+    if (!threadIdx.x) first = ~0u;
+    for (int64_t j = threadIdx.x; j < classes; j += THREADS) largest = fmaxf(largest, load(x + j));
+    largest = block_max(largest);
+    for (int64_t j = threadIdx.x; j < classes; j += THREADS)
+      if (load(x + j) == largest) atomicMin(&first, (unsigned)j);
+    __syncthreads();
+  }
+  const float own = target < 0 ? 0 : *scale * (weights ? weights[target] : 1), every = own * smoothing / (float)classes;
+  const float top = target < 0 ? 0 : saved[2 * row], factor = target < 0 ? 0 : own * saved[2 * row + 1];
+  for (int64_t j = threadIdx.x; j < classes; j += THREADS) {
+    float value = target < 0 ? 0 : factor * expf(load(x + j) - top) - every;
+    if (j == target) value -= own * (1 - smoothing);
+    if (l2_warp > 0 && j == first) value += l2_warp * *dloss / (float)rows * largest;
+    put(dx + j, value, accumulate);
+  }
+}
+
+template <class T> static void forward(const comba_call *call) {
+  const comba_cross_entropy_attributes *a = (const comba_cross_entropy_attributes *)call->attributes;
+  const comba_shape *shape = &call->input[LOGITS].shape;
+  const int64_t classes = shape->size[shape->rank - 1], rows = comba_shape_elements(shape) / classes;
+  const int32_t *targets = (const int32_t *)call->input[TARGETS].data;
+  const float *weights = (const float *)call->input[WEIGHTS].data;
+  float *weighted = (float *)call->workspace;
+  row_loss<<<(unsigned)rows, THREADS, 0, comba_cuda_stream()>>>(
+      (const T *)call->input[LOGITS].data, targets, weights, classes, (float)a->label_smoothing,
+      (float *)call->output[ROWS].data, weighted, (float *)call->saved[0].data);
+  mean_loss<<<1, SUMMING, 0, comba_cuda_stream()>>>(weighted, targets, weights, rows, (float *)call->output[LOSS].data);
+  comba_cuda_note(cudaGetLastError(), "cross_entropy");
+}
+
+template <class T> static void backward(const comba_call *call) {
+  const comba_cross_entropy_attributes *a = (const comba_cross_entropy_attributes *)call->attributes;
+  const comba_shape *shape = &call->input[LOGITS].shape;
+  const int64_t classes = shape->size[shape->rank - 1], rows = comba_shape_elements(shape) / classes;
+  const int32_t *targets = (const int32_t *)call->input[TARGETS].data;
+  const float *weights = (const float *)call->input[WEIGHTS].data;
+  const float *dloss = (const float *)call->output_gradient[LOSS].data;
+  float *scale = (float *)call->workspace;
+  if (comba_cuda_gradient_absent<T>(call, 1, 0) || !call->input_gradient[LOGITS].data) return;
+  gradient_scale<<<1, SUMMING, 0, comba_cuda_stream()>>>(dloss, targets, weights, rows, scale);
+  row_gradient<<<(unsigned)rows, THREADS, 0, comba_cuda_stream()>>>(
+      (const T *)call->input[LOGITS].data, targets, weights, rows, classes, (float)a->label_smoothing,
+      (float)a->l2_warp, (const float *)call->saved[0].data, scale, dloss, (T *)call->input_gradient[LOGITS].data,
+      call->accumulate[LOGITS]);
+  comba_cuda_note(cudaGetLastError(), "cross_entropy, backward");
+}
+
+COMBA_CUDA_ROW(cross_entropy, infer);
