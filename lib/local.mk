@@ -156,6 +156,7 @@ kernel_sources = \
 	lib/ops/mean_pool.c \
 	lib/ops/normalized_read.c \
 	lib/ops/product.c \
+	lib/ops/narrow.c \
 	lib/ops/ops.h \
 	lib/ops/output_correction.c \
 	lib/ops/patch_embedding.c \
@@ -175,6 +176,7 @@ kernel_sources = \
 	lib/ops/time_step.c \
 	lib/ops/token_shift.c \
 	lib/ops/token_scale.c \
+	lib/ops/widen.c \
 	lib/ops/window.h \
 	lib/scan/attention.c \
 	lib/scan/attention_block.h \
@@ -260,16 +262,21 @@ cuda_sources = \
 	lib/ops/l2_norm.cu \
 	lib/ops/last_token.cu \
 	lib/ops/linear.cu \
+	lib/ops/narrow.cu \
 	lib/ops/output_correction.cu \
 	lib/ops/rms_norm.cu \
 	lib/ops/rotary.cu \
 	lib/ops/short_convolution.cu \
-	lib/ops/swiglu.cu
+	lib/ops/swiglu.cu \
+	lib/ops/widen.cu \
+	lib/scan/cuda_scalar.cu \
+	lib/scan/delta_rule.cu
 cuda_headers = \
 	lib/core/cuda.h \
 	lib/core/cuda_kernel.h \
 	lib/ops/cuda_list.h \
-	lib/ops/cuda_sequences.h
+	lib/ops/cuda_sequences.h \
+	lib/scan/cuda_scalar.h
 EXTRA_DIST += $(cuda_sources) $(cuda_headers) lib/core/backend_cuda.c
 if CUDA
 cuda_objects = $(cuda_sources:.cu=.cuda.lo)

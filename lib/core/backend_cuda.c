@@ -46,6 +46,7 @@ static void fill(comba_cuda_type type) {
     row->infer = infers[id];
     row->forward = kernels[id] ? kernels[id]->forward[type] : NULL;
     if (row->backward) row->backward = kernels[id] ? kernels[id]->backward[type] : NULL;
+    if (kernels[id]) row->backward_inputs |= kernels[id]->backward_inputs;
     tables[type][id] = row;
   }
   snprintf(names[type], sizeof names[type], "%s, %s", comba_cuda_name(),

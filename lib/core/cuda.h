@@ -21,6 +21,7 @@ typedef struct comba_cuda_op {
   void (*backward[COMBA_CUDA_TYPES])(const comba_call *call);
   /* NULL, or called after the row's own: saved tensors and workspaces where they differ. */
   comba_status (*infer)(comba_signature *signature);
+  uint32_t backward_inputs; /* that backward reads besides those which the CPU's does */
 } comba_cuda_op;
 
 /* Makes the first GPU ready for the calling process; once. */

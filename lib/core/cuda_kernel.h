@@ -154,11 +154,11 @@ template <class T> const T *comba_cuda_weight(const void *parameter);
 /* The copy of n parameters in bfloat16, for the optimiser to write along; NULL where there is none. */
 bfloat16 *comba_cuda_narrow_copy(const void *parameter);
 
-/* The four entries of a row from templates forward<T>, backward<T>. */
-#define COMBA_CUDA_ROW(name, infer)                                                                                    \
+/* A row from templates forward<T>, backward<T>; `...`: infer and backward_inputs, both may be left out. */
+#define COMBA_CUDA_ROW(name, ...)                                                                                      \
   extern "C" const comba_cuda_op comba_cuda_##name = {                                                                 \
-      {forward<float>, forward<bfloat16>}, {backward<float>, backward<bfloat16>}, infer}
-#define COMBA_CUDA_ROW_FORWARD(name, infer)                                                                            \
-  extern "C" const comba_cuda_op comba_cuda_##name = {{forward<float>, forward<bfloat16>}, {NULL, NULL}, infer}
+      {forward<float>, forward<bfloat16>}, {backward<float>, backward<bfloat16>}, __VA_ARGS__}
+#define COMBA_CUDA_ROW_FORWARD(name, ...)                                                                              \
+  extern "C" const comba_cuda_op comba_cuda_##name = {{forward<float>, forward<bfloat16>}, {NULL, NULL}, __VA_ARGS__}
 
 #endif

@@ -137,10 +137,21 @@ comba_tensor *comba_graph_parameter(comba_graph *graph, const char *name, comba_
   return tensor;
 }
 
+/* The operand in the type of the class that an operator takes it as: activations may be narrower than gates. */
+static comba_tensor *convert(comba_graph *graph, comba_tensor *tensor, comba_class wanted) {
+  if (!tensor || graph->backend->size[tensor->kind] == graph->backend->size[wanted]) return tensor;
+  return comba_graph_append(graph, wanted == COMBA_ACTIVATION ? COMBA_OP_narrow : COMBA_OP_widen, NULL, 1, &tensor,
+                            NULL);
+}
+
 comba_tensor *comba_graph_append(comba_graph *graph, comba_op_id id, const void *attributes, int inputs,
                                  comba_tensor *const *input, comba_tensor **more) {
   if (graph->status != COMBA_OK) return NULL;
   const comba_op *op = graph->backend->op[id];
+  comba_tensor *converted[COMBA_MAX_INPUTS];
+  for (int i = 0; i < inputs; i++) converted[i] = convert(graph, input[i], op->input_class[i]);
+  if (graph->status != COMBA_OK) return NULL;
+  input = converted;
   comba_node *node = comba_allocate(sizeof *node, "a graph node");
   void *copy = op->attributes_size ? comba_allocate(op->attributes_size, "a node's attributes") : NULL;
   if (!node || (op->attributes_size && !copy) ||

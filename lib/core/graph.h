@@ -50,7 +50,7 @@ comba_tensor *comba_graph_external(comba_graph *graph, const char *name, comba_c
                                    void *data);
 
 /* Appends a node and returns its first output; `more` (or NULL) receives the others. `input` may hold NULL for optional
- * inputs. `attributes` is copied. */
+ * inputs. `attributes` is copied. An input whose type differs from what the operator takes there is converted first. */
 comba_tensor *comba_graph_append(comba_graph *graph, comba_op_id op, const void *attributes, int inputs,
                                  comba_tensor *const *input, comba_tensor **more);
 /* The same values under another shape, without a copy. */

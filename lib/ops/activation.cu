@@ -60,4 +60,4 @@ template <class T> static void backward(const comba_call *call) {
   DISPATCH(map_gradient, call)
 }
 
-COMBA_CUDA_ROW(activation, NULL);
+COMBA_CUDA_ROW(activation);

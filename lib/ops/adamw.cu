@@ -28,4 +28,4 @@ template <class T> static void forward(const comba_call *call) {
   });
 }
 
-COMBA_CUDA_ROW_FORWARD(adamw, NULL);
+COMBA_CUDA_ROW_FORWARD(adamw);

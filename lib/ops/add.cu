@@ -23,4 +23,4 @@ template <class T> static void backward(const comba_call *call) {
   }
 }
 
-COMBA_CUDA_ROW(add, NULL);
+COMBA_CUDA_ROW(add);

@@ -9,4 +9,4 @@ template <class T> static void forward(const comba_call *call) {
   comba_each(comba_shape_elements(&attributes->shape), [=] __device__(int64_t i) { y[i] = value; });
 }
 
-COMBA_CUDA_ROW_FORWARD(constant, NULL);
+COMBA_CUDA_ROW_FORWARD(constant);

@@ -1,4 +1,6 @@
 /* The operators that have CUDA kernels: comba_cuda_NAME in NAME.cu. Included like list.h. */
+COMBA_LIST_OP(widen)
+COMBA_LIST_OP(narrow)
 COMBA_LIST_OP(linear)
 COMBA_LIST_OP(embedding)
 COMBA_LIST_OP(add)
@@ -17,3 +19,4 @@ COMBA_LIST_OP(last_token)
 COMBA_LIST_OP(cross_entropy)
 COMBA_LIST_OP(gradient_clip)
 COMBA_LIST_OP(adamw)
+COMBA_LIST_OP(delta_rule)

@@ -50,4 +50,4 @@ template <class T> static void backward(const comba_call *call) {
   comba_cuda_note(cudaGetLastError(), "l2_norm, backward");
 }
 
-COMBA_CUDA_ROW(l2_norm, NULL);
+COMBA_CUDA_ROW(l2_norm);

@@ -20,4 +20,4 @@ template <class T> static void backward(const comba_call *call) {
   });
 }
 
-COMBA_CUDA_ROW(last_token, NULL);
+COMBA_CUDA_ROW(last_token);

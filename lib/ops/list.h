@@ -1,5 +1,7 @@
 /* Every operator, once. Included with COMBA_LIST_OP(name) defined; the row of NAME is comba_op_NAME in lib/ops/NAME.c or
  * lib/scan/NAME.c. No include guard: it is included several times. */
+COMBA_LIST_OP(widen)
+COMBA_LIST_OP(narrow)
 COMBA_LIST_OP(linear)
 COMBA_LIST_OP(embedding)
 COMBA_LIST_OP(add)

@@ -27,4 +27,4 @@ template <class T> static void backward(const comba_call *call) {
   });
 }
 
-COMBA_CUDA_ROW(swiglu, NULL);
+COMBA_CUDA_ROW(swiglu);

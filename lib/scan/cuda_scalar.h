@@ -1,0 +1,38 @@
+/* The engine of delta_rule and scalar_decay on a GPU: chunks of 64 tokens by batched products of cuBLASLt, with kernels for what lies
+ * between them. The formulas are those of delta_rule_chunk.c.
+ *
+ * Tokens are copied into slots, a chunk of one sequence and value head each, (steps, lanes, HV, 64, K): without cu_seqlens a lane is
+ * a sequence and a step its next chunk; packed sequences follow one another in a single lane, and the state is set anew where one
+ * begins. So every product is a batch of equal ones, over all slots, or over those of a step where the state passes from
+ * one chunk to the next. A slot's missing tokens are zero. */
+#ifndef COMBA_SCAN_CUDA_SCALAR_H
+#define COMBA_SCAN_CUDA_SCALAR_H
+
+#include "core/cuda_kernel.h"
+
+typedef struct cuda_scalar {
+  int64_t batch, length, sequences;         /* B, T, N */
+  int64_t q_heads, k_heads, v_heads, heads; /* heads: the most of them, HV */
+  int64_t K, V;
+  float scale;
+  bool delta, after_decay;
+  int retention; /* without gates: head h decays by 1 - 2^(-retention-h); 0: not at all */
+  const int32_t *cu_seqlens;
+  const void *q, *k, *p, *v; /* activations; p NULL: k */
+  const float *beta, *g, *initial_state;
+  void *o;
+  float *final_state;
+  /* backward; gradients are NULL where absent or not wanted */
+  const void *output_gradient;
+  const float *final_state_gradient;
+  void *dq, *dk, *dp, *dv;
+  float *dbeta, *dg, *initial_state_gradient;
+  bool add_q, add_k, add_p, add_v, add_beta, add_g, add_state;
+} cuda_scalar;
+
+/* Floats of workspace; and the passes. */
+int64_t cuda_scalar_workspace(const cuda_scalar *problem, bool backward);
+template <class T> void cuda_scalar_forward(const cuda_scalar *problem, float *workspace);
+template <class T> void cuda_scalar_backward(const cuda_scalar *problem, float *workspace);
+
+#endif
