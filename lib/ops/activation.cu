@@ -8,6 +8,8 @@ template <comba_function F> static __device__ float value(float x) {
   case COMBA_GELU: return x * normcdff(x);
   case COMBA_TANH: return tanhf(x);
   case COMBA_RELU: return x > 0 ? x : 0;
+  case COMBA_SQUARED_RELU: return x > 0 ? x * x : 0;
+  case COMBA_GELU_TANH: return 0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
   default: return x > 0 ? x + 1 : expf(x);
   }
 }
@@ -20,6 +22,11 @@ template <comba_function F> static __device__ float slope(float x) {
   case COMBA_GELU: return normcdff(x) + x * 0.3989422804014327f * expf(-0.5f * x * x);
   case COMBA_TANH: return 1 - t * t;
   case COMBA_RELU: return x > 0;
+  case COMBA_SQUARED_RELU: return x > 0 ? 2 * x : 0;
+  case COMBA_GELU_TANH: {
+    const float u = tanhf(0.7978845608f * (x + 0.044715f * x * x * x));
+    return 0.5f * (1 + u) + 0.5f * x * (1 - u * u) * 0.7978845608f * (1 + 3 * 0.044715f * x * x);
+  }
   default: return x > 0 ? 1 : expf(x);
   }
 }
@@ -49,6 +56,8 @@ template <class T, comba_function F> static void map_gradient(const comba_call *
   case COMBA_TANH: map_<T, COMBA_TANH>(call, scale); break;                                                            \
   case COMBA_RELU: map_<T, COMBA_RELU>(call, scale); break;                                                            \
   case COMBA_ELU_PLUS_ONE: map_<T, COMBA_ELU_PLUS_ONE>(call, scale); break;                                            \
+  case COMBA_SQUARED_RELU: map_<T, COMBA_SQUARED_RELU>(call, scale); break;                                            \
+  case COMBA_GELU_TANH: map_<T, COMBA_GELU_TANH>(call, scale); break;                                                  \
   }
 
 template <class T> static void forward(const comba_call *call) {
