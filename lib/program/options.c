@@ -79,10 +79,12 @@ int comba_option_choice(const struct argp_state *state, const char *option, cons
   return 0;
 }
 
-enum { DEVICE = 0x1000, MODE, THREADS, SEED, JSON, QUIET };
+enum { DEVICE = 0x1000, PRECISION, MODE, THREADS, SEED, JSON, QUIET };
 static const struct argp_option common_options[] = {
     {0, 0, 0, 0, "Common:", 90},
     {"device", DEVICE, "cpu|cuda|auto", 0, "Where to compute; auto takes a GPU if there is one (default auto)", 0},
+    {"precision", PRECISION, "auto|float32|bf16", 0,
+     "Type of activations and of the weights in products; auto is bf16 on a GPU, float32 on the CPU (default auto)", 0},
     {"mode", MODE, "auto|chunk|recurrent", 0,
      "How recurrences run: over chunks of tokens, token by token, or the faster for the shape (default auto)", 0},
     {"threads", THREADS, "N", 0, "CPU threads (default: all cores); results do not depend on it", 0},
@@ -92,11 +94,15 @@ static const struct argp_option common_options[] = {
     {0}};
 
 static error_t parse_common(int key, char *argument, struct argp_state *state) {
-  static const char *const devices[] = {"auto", "cpu", "cuda", NULL}; /* order of comba_device */
+  static const char *const devices[] = {"auto", "cpu", "cuda", NULL};        /* order of comba_device */
+  static const char *const precisions[] = {"auto", "float32", "bf16", NULL}; /* order of comba_precision */
   static const char *const modes[] = {"auto", "chunk", "recurrent", NULL};
   comba_common_options *common = state->input;
   switch (key) {
   case DEVICE: common->device = (comba_device)comba_option_choice(state, "--device", argument, devices); break;
+  case PRECISION:
+    common->precision = (comba_precision)comba_option_choice(state, "--precision", argument, precisions);
+    break;
   case MODE: common->mode = (comba_mode)comba_option_choice(state, "--mode", argument, modes); break;
   case THREADS: common->threads = (int)comba_option_integer(state, "--threads", argument, 0, 1024); break;
   case SEED: common->seed = (uint64_t)comba_option_integer(state, "--seed", argument, 0, INT64_MAX); break;
@@ -117,6 +123,7 @@ comba_options comba_common_apply(const comba_common_options *common) {
   comba_options options;
   comba_options_default(&options);
   options.device = common->device;
+  options.precision = common->precision;
   options.mode = common->mode;
   options.seed = common->seed;
   comba_set_threads(common->threads);

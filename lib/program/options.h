@@ -20,9 +20,10 @@ typedef struct comba_command {
 /* Finds argv[1] in `commands` (the last has no name) and runs it; handles --help and --version. */
 int comba_program_run(int argc, char **argv, const char *description, const comba_command *commands);
 
-/* --device --mode --threads --seed --json --quiet */
+/* --device --precision --mode --threads --seed --json --quiet */
 typedef struct comba_common_options {
   comba_device device;
+  comba_precision precision;
   comba_mode mode;
   int threads; /* 0: all cores */
   uint64_t seed;
