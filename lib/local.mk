@@ -270,7 +270,8 @@ cuda_sources = \
 	lib/ops/swiglu.cu \
 	lib/ops/widen.cu \
 	lib/scan/cuda_scalar.cu \
-	lib/scan/delta_rule.cu
+	lib/scan/delta_rule.cu \
+	lib/scan/scalar_decay.cu
 cuda_headers = \
 	lib/core/cuda.h \
 	lib/core/cuda_kernel.h \

@@ -6,6 +6,7 @@ enum { CHUNK = 64, MATRIX = CHUNK * CHUNK };
 
 typedef struct shape {
   int64_t steps, lanes, heads, slots, K, V, length, sequences;
+  bool delta;
   const int32_t *cu_seqlens;
 } shape;
 
@@ -19,6 +20,7 @@ static shape shape_of(const cuda_scalar *c) {
   s.V = c->V;
   s.length = c->length;
   s.sequences = c->sequences;
+  s.delta = c->delta;
   s.cu_seqlens = c->cu_seqlens;
   return s;
 }
@@ -90,7 +92,8 @@ typedef struct buffers {
   float *from_q, *from_p, *to_state, *across; /* (slots, CHUNK) each; (slots) */
 } buffers;
 
-/* Lays everything out from `base` on; returns the number of floats. Activations get float's room whatever T is. */
+/* Lays everything out from `base` on; returns the number of floats. Activations get float's room whatever T is. What feedback
+ * alone needs has no room without it. */
 static int64_t lay_out(buffers *b, const shape &s, float *base, bool backward, int64_t type_size) {
   int64_t offset = 0;
   const auto take = [&](int64_t elements, int64_t size) {
@@ -100,19 +103,21 @@ static int64_t lay_out(buffers *b, const shape &s, float *base, bool backward, i
   };
   const int64_t keys = s.slots * CHUNK * s.K, values = s.slots * CHUNK * s.V, matrices = s.slots * MATRIX;
   const int64_t rows = s.slots * CHUNK, states = s.slots * s.K * s.V, f = sizeof(float), t = type_size;
+  const int64_t delta_keys = s.delta ? keys : 0, delta_values = s.delta ? values : 0;
+  const int64_t delta_matrices = s.delta ? matrices : 0;
   b->G = (double *)take(rows, sizeof(double));
   b->beta = take(rows, f);
   b->q = take(keys, t);
   b->k = take(keys, t);
-  b->p = take(keys, t);
+  b->p = take(delta_keys, t);
   b->v = take(values, t);
   b->q_read = take(keys, t);
-  b->p_read = take(keys, t);
+  b->p_read = take(delta_keys, t);
   b->score = take(matrices, f);
-  b->feedback = take(matrices, f);
+  b->feedback = take(delta_matrices, f);
   b->A = take(matrices, t);
-  b->inverse = take(matrices, t);
-  b->W = take(keys, t);
+  b->inverse = take(delta_matrices, t);
+  b->W = take(delta_keys, t);
   b->errors = take(values, f);
   b->written = take(values, t);
   b->carried = take(values, t);
@@ -124,19 +129,19 @@ static int64_t lay_out(buffers *b, const shape &s, float *base, bool backward, i
   }
   b->dy = take(values, t);
   b->dy_read = take(values, t);
-  b->inverse2 = take(matrices, t);
+  b->inverse2 = take(delta_matrices, t);
   b->k_carried = take(keys, t);
-  b->product = take(values, t);
+  b->product = take(delta_values, t);
   b->y = take(values, f);
-  b->y_read = take(values, t);
+  b->y_read = take(delta_values, t);
   b->state_gradients = take(states, t);
   b->score_gradient = take(matrices, f);
-  b->feedback_gradient = take(matrices, f);
+  b->feedback_gradient = take(delta_matrices, f);
   b->to_score = take(matrices, t);
-  b->to_feedback = take(matrices, t);
+  b->to_feedback = take(delta_matrices, t);
   b->dq = take(keys, f);
   b->dk = take(keys, f);
-  b->dp = take(keys, f);
+  b->dp = take(delta_keys, f);
   b->from_q = take(rows, f);
   b->from_p = take(rows, f);
   b->to_state = take(rows, f);
@@ -446,12 +451,12 @@ template <class T> static void go_back(const cuda_scalar *c, const shape &s, con
     });
     multiply<T>(false, false, CHUNK, V, K, 1, (T *)(delta ? b.W : b.k_carried) + first * CHUNK * K, gradients, true, y,
                 true, batch);
-    comba_each(batch * CHUNK * V, [=] __device__(int64_t x) {
-      const int64_t i = x / V % CHUNK, slot = first + x / V / CHUNK;
-      store(y_narrow + x, y[x]);
-      if (delta)
+    if (delta)
+      comba_each(batch * CHUNK * V, [=] __device__(int64_t x) {
+        const int64_t i = x / V % CHUNK, slot = first + x / V / CHUNK;
+        store(y_narrow + x, y[x]);
         store(y_read + x, -beta[slot * CHUNK + i] * feedback_decay(G + slot * CHUNK, (int)i, after_decay) * y[x]);
-    });
+      });
     comba_each(batch * K * V,
                [=] __device__(int64_t i) { state[i] *= decay(G[(first + i / V / K) * CHUNK + CHUNK - 1]); });
     multiply<T>(true, false, K, V, CHUNK, 1, (T *)b.q + first * CHUNK * K, (T *)b.dy_read + first * CHUNK * V, true,
