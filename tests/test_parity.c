@@ -1,6 +1,7 @@
 /* Whole models against cases made by an independent implementation. COMBA_PARITY names a folder of cases, each with
  * config.json, model.safetensors and io.safetensors (inputs, logits, loss, gradients as grad.NAME); without it the suite has
- * nothing to compare and passes. A case of a model_type that this library does not have is left out. */
+ * nothing to compare and passes. A case of a model_type that this library does not have is left out. COMBA_TEST_DEVICE is
+ * cpu (the default), cuda (float32), or cuda-bf16, which gets wider bounds. */
 #include <dirent.h>
 #include <stdio.h>
 #include <string.h>
@@ -14,6 +15,21 @@
 enum { MAX_CASES = 256 };
 static char *cases[MAX_CASES];
 static int case_count;
+
+/* Relative errors that are accepted. */
+static struct { double logits, loss, gradient; } bound = {2e-5, 1e-5, 1e-4};
+static comba_device device = COMBA_DEVICE_CPU;
+static comba_precision precision = COMBA_PRECISION_FLOAT32;
+
+static void choose_device(void) {
+  const char *name = getenv("COMBA_TEST_DEVICE");
+  if (!name || !strcmp(name, "cpu")) return;
+  device = COMBA_DEVICE_CUDA;
+  if (strcmp(name, "cuda-bf16") != 0) return;
+  precision = COMBA_PRECISION_BFLOAT16;
+  bound.logits = bound.loss = 2e-2;
+  bound.gradient = 0.1;
+}
 
 static bool is_supported(const char *folder) {
   char *path = NULL, *text = NULL;
@@ -83,7 +99,7 @@ static void check_gradients(comba_model *model, const comba_safetensors *file, c
     if (!comba_safetensors_find(file, name)) continue;
     const float *expected = floats(file, name, &count);
     ck_assert_int_eq(count, parameter.elements);
-    compare(folder, name, parameter.gradient, expected, count, 1e-4);
+    compare(folder, name, parameter.gradient, expected, count, bound.gradient);
     free((void *)expected);
   }
 }
@@ -92,6 +108,8 @@ static void run_case(const char *folder, comba_mode mode) {
   comba_options options;
   comba_options_default(&options);
   options.mode = mode;
+  options.device = device;
+  options.precision = precision;
   comba_model *model = NULL;
   comba_safetensors *file = NULL;
   char *path = NULL;
@@ -118,9 +136,9 @@ static void run_case(const char *folder, comba_mode mode) {
   for (int pass = COMBA_PASS_EVALUATE; pass <= COMBA_PASS_TRAIN; pass++) {
     float loss = 0;
     ck_assert_msg(comba_model_forward(model, &batch, (comba_pass)pass, &loss) == COMBA_OK, "%s", comba_last_error());
-    compare(folder, "logits", comba_model_logits(model), logits, logit_count, 2e-5);
-    ck_assert_msg(fabsf(loss - expected_loss[0]) <= 1e-5f * fabsf(expected_loss[0]), "%s: loss %.8g, expected %.8g",
-                  folder, loss, expected_loss[0]);
+    compare(folder, "logits", comba_model_logits(model), logits, logit_count, bound.logits);
+    ck_assert_msg(fabsf(loss - expected_loss[0]) <= bound.loss * fabsf(expected_loss[0]),
+                  "%s: loss %.8g, expected %.8g", folder, loss, expected_loss[0]);
   }
   ck_assert_int_eq(comba_model_backward(model, 1), COMBA_OK);
   check_gradients(model, file, folder);
@@ -140,6 +158,7 @@ END_TEST
 
 int main(void) {
   const char *root = getenv("COMBA_PARITY");
+  choose_device();
   Suite *suite = suite_create("parity");
   TCase *tests = tcase_create("cases");
   if (root) find_cases(root);
