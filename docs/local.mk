@@ -3,6 +3,7 @@ documentation = \
 	docs/design.md \
 	docs/diagonal_decay.md \
 	docs/formats.md \
+	docs/memory.md \
 	docs/memory_mlp.md \
 	docs/mixers/delta_net.md \
 	docs/mixers/gated_deltanet.md \
@@ -13,12 +14,15 @@ documentation = \
 	docs/mixers/mamba2.md \
 	docs/mixers/mesa_net.md \
 	docs/mixers/meta_la.md \
+	docs/mixers/miras.md \
 	docs/mixers/mlstm.md \
 	docs/mixers/retnet.md \
 	docs/mixers/rwkv7.md \
 	docs/mixers/s4d.md \
 	docs/mixers/simple_gla.md \
+	docs/mixers/titans.md \
 	docs/mixers/transformer.md \
+	docs/mixers/ttt_linear.md \
 	docs/mixers/ttt_mlp.md \
 	docs/scalar_decay.md
 EXTRA_DIST += $(documentation)

@@ -69,6 +69,9 @@ library_sources = \
 	lib/mixers/gated_deltanet.c \
 	lib/mixers/gla.c \
 	lib/mixers/hgrn2.c \
+	lib/mixers/memora.c \
+	lib/mixers/memory_heads.c \
+	lib/mixers/memory_heads.h \
 	lib/mixers/mamba2.c \
 	lib/mixers/mesa_net.c \
 	lib/mixers/meta_la.c \
@@ -78,6 +81,7 @@ library_sources = \
 	lib/mixers/projection.c \
 	lib/mixers/projection.h \
 	lib/mixers/mixer.h \
+	lib/mixers/moneta.c \
 	lib/mixers/recurrence.c \
 	lib/mixers/recurrence.h \
 	lib/mixers/retnet.c \
@@ -85,7 +89,12 @@ library_sources = \
 	lib/mixers/s4d.c \
 	lib/mixers/simple_gla.c \
 	lib/mixers/table.c \
+	lib/mixers/titans.c \
 	lib/mixers/transformer.c \
+	lib/mixers/ttt.c \
+	lib/mixers/ttt.h \
+	lib/mixers/ttt_linear.c \
+	lib/mixers/yaad.c \
 	lib/mixers/ttt.c \
 	lib/mixers/ttt.h \
 	lib/mixers/ttt_mlp.c \

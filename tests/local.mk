@@ -84,6 +84,8 @@ tests_libtesting_la_SOURCES = \
 	tests/oracle/language_model.h \
 	tests/oracle/linear_family.c \
 	tests/oracle/linear_family.h \
+	tests/oracle/memory_family.c \
+	tests/oracle/memory_family.h \
 	tests/oracle/mamba2.c \
 	tests/oracle/mamba2.h \
 	tests/oracle/mesa_net.c \

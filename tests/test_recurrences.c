@@ -12,6 +12,7 @@
 #include "oracle/comba_model.h"
 #include "oracle/kda.h"
 #include "oracle/linear_family.h"
+#include "oracle/memory_family.h"
 #include "oracle/mamba2.h"
 #include "oracle/mesa_net.h"
 #include "oracle/meta_la.h"
@@ -120,6 +121,17 @@ typedef struct recurrence_case {
       .heads = 2, .base_lr = BASE_LR, .rope_theta = THETA                                                              \
     }                                                                                                                  \
   }
+
+/* Memories that descend an inner loss, of 2 heads, in chunks of CHUNK tokens. */
+#define MEMORY(TYPE, NAME, CHUNK, LR, JSON, ...)                                                                       \
+  {                                                                                                                    \
+    .name = #TYPE NAME, .family = &oracle_##TYPE,                                                                      \
+    .json = "'model_type': '" #TYPE "', 'num_heads': 2, 'head_dim': 8, " JSON,                                         \
+    .config = &(const oracle_memory_config) {                                                                          \
+      .heads = 2, .chunk = CHUNK, .base_lr = LR, __VA_ARGS__                                                           \
+    }                                                                                                                  \
+  }
+#define POWERS .p = 3, .q = 4, .sharpness = 10, .smoothing = 1e-6
 
 static const recurrence_case cases[] = {
     COMBA("released", 2, 2, 4, ""),
@@ -242,6 +254,36 @@ static const recurrence_case cases[] = {
     TTT_MLP("", "", 1, 10000),
     TTT_MLP(", shared q and k, gate", "'share_qk': true, 'conv_size': 3, 'use_gate': true, ", 1, 10000),
     TTT_MLP(", mini-batches of 5, slow", "'mini_batch_size': 5, 'ttt_base_lr': 0.1, 'rope_theta': 100, ", 0.1, 100),
+
+    MEMORY(ttt_linear, "", 16, 1, ""),
+    MEMORY(ttt_linear, ", gate, shared q and k", 5, 3,
+           "'use_gate': true, 'share_qk': true, 'conv_size': 3, 'mini_batch_size': 5, 'ttt_base_lr': 3, "),
+    MEMORY(ttt_linear, ", token by token", 1, 1, "'mini_batch_size': 1, "),
+    MEMORY(titans, "", 16, 0.03125, ""),
+    MEMORY(titans, ", token by token, zeros first", 1, 0.3,
+           "'chunk_size': 1, 'base_lr': 0.3, 'learn_memory': false, 'expand_v': 0.5, "),
+    MEMORY(titans, ", no momentum, no gate, no convolution", 64, 0.1,
+           "'chunk_size': 64, 'base_lr': 0.1, 'use_momentum': false, 'use_output_gate': false, 'use_short_conv': false, "),
+    MEMORY(yaad, "", 16, 0.0625, "'delta_scale': 0.1, ", .delta_scale = 0.1),
+    MEMORY(yaad, ", channels", 16, 0.0625, "'huber': 'channel', 'delta_map': 'sigmoid', 'delta_scale': 0.05, ",
+           .huber = ORACLE_HUBER_CHANNEL, .delta_sigmoid = true, .delta_scale = 0.05),
+    MEMORY(yaad, ", sign, token by token", 1, 0.1,
+           "'huber': 'sign', 'delta_scale': 0.02, 'chunk_size': 1, 'base_lr': 0.1, 'expand_v': 2, ",
+           .huber = ORACLE_HUBER_SIGN, .delta_scale = 0.02),
+    MEMORY(moneta, "", 16, 1.0 / 48, "", POWERS),
+    MEMORY(moneta, ", mirror, other norms", 5, 0.05,
+           "'mirror_map': true, 'p': 2.5, 'q': 3, 'sign_sharpness': 4, 'error_smoothing': 0.01, 'chunk_size': 5, "
+           "'base_lr': 0.05, 'expand_v': 2, ",
+           .p = 2.5, .q = 3, .sharpness = 4, .smoothing = 0.01, .mirror = true),
+    MEMORY(moneta, ", mirror, token by token", 1, 0.05,
+           "'mirror_map': true, 'chunk_size': 1, 'base_lr': 0.05, ", POWERS, .mirror = true),
+    MEMORY(memora, "", 16, 0.0625, "", .total = 8 * sqrt(8)),
+    MEMORY(memora, ", columns, zeros first", 5, 0.5,
+           "'softmax_over': 'column', 'chunk_size': 5, 'base_lr': 0.5, 'learn_memory': false, 'expand_v': 2, ",
+           .softmax = ORACLE_SOFTMAX_COLUMN, .total = sqrt(8)),
+    MEMORY(memora, ", rows, token by token", 1, 0.5,
+           "'softmax_over': 'row', 'memory_total': 3, 'chunk_size': 1, 'base_lr': 0.5, ", .softmax = ORACLE_SOFTMAX_ROW,
+           .total = 3),
 };
 enum { CASES = sizeof cases / sizeof *cases };
 

@@ -73,15 +73,20 @@ extern const comba_mixer_row comba_mixer_hgrn2;
 extern const comba_mixer_row comba_mixer_kda;
 extern const comba_mixer_row comba_mixer_linear_attn;
 extern const comba_mixer_row comba_mixer_mamba2;
+extern const comba_mixer_row comba_mixer_memora;
 extern const comba_mixer_row comba_mixer_mesa_net;
 extern const comba_mixer_row comba_mixer_meta_la;
 extern const comba_mixer_row comba_mixer_mlstm;
+extern const comba_mixer_row comba_mixer_moneta;
 extern const comba_mixer_row comba_mixer_retnet;
 extern const comba_mixer_row comba_mixer_rwkv7;
 extern const comba_mixer_row comba_mixer_s4d;
 extern const comba_mixer_row comba_mixer_simple_gla;
+extern const comba_mixer_row comba_mixer_titans;
 extern const comba_mixer_row comba_mixer_transformer;
+extern const comba_mixer_row comba_mixer_ttt_linear;
 extern const comba_mixer_row comba_mixer_ttt_mlp;
+extern const comba_mixer_row comba_mixer_yaad;
 
 /* All mixers; ends with NULL. */
 extern const comba_mixer_row *const comba_mixer_table[];
