@@ -81,6 +81,8 @@ library_sources = \
 	lib/mixers/projection.c \
 	lib/mixers/projection.h \
 	lib/mixers/mixer.h \
+	lib/mixers/miras.c \
+	lib/mixers/miras.h \
 	lib/mixers/moneta.c \
 	lib/mixers/recurrence.c \
 	lib/mixers/recurrence.h \

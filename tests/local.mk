@@ -106,6 +106,8 @@ tests_libtesting_la_SOURCES = \
 	tests/oracle/softmax_attention.h \
 	tests/oracle/ttt_mlp.c \
 	tests/oracle/ttt_mlp.h \
+	tests/oracle/two_layers.c \
+	tests/oracle/two_layers.h \
 	tests/testing.h
 tests_libtesting_la_LIBADD = lib/libkernels-oracle.la lib/libcomba-all.la
 

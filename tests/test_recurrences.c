@@ -133,6 +133,16 @@ typedef struct recurrence_case {
   }
 #define POWERS .p = 3, .q = 4, .sharpness = 10, .smoothing = 1e-6
 
+/* The MIRAS memories of two layers: 2 heads of 6, a hidden layer of 12 */
+#define LAYERS(TYPE, FAMILY, NAME, JSON, ...)                                                                          \
+  {                                                                                                                    \
+    .name = #TYPE ", two layers" NAME, .family = &oracle_##FAMILY,                                                     \
+    .json = "'model_type': '" #TYPE "', 'num_heads': 2, 'head_dim': 6, 'memory': 'mlp', 'memory_expand': 2, " JSON,    \
+    .config = &(const oracle_memory_config) {                                                                          \
+      .heads = 2, __VA_ARGS__                                                                                          \
+    }                                                                                                                  \
+  }
+
 static const recurrence_case cases[] = {
     COMBA("released", 2, 2, 4, ""),
     COMBA("tied, narrow values", 2, 0.5, 4, "'tie_word_embeddings': true, "),
@@ -262,8 +272,9 @@ static const recurrence_case cases[] = {
     MEMORY(titans, "", 16, 0.03125, ""),
     MEMORY(titans, ", token by token, zeros first", 1, 0.3,
            "'chunk_size': 1, 'base_lr': 0.3, 'learn_memory': false, 'expand_v': 0.5, "),
-    MEMORY(titans, ", no momentum, no gate, no convolution", 64, 0.1,
-           "'chunk_size': 64, 'base_lr': 0.1, 'use_momentum': false, 'use_output_gate': false, 'use_short_conv': false, "),
+    MEMORY(
+        titans, ", no momentum, no gate, no convolution", 64, 0.1,
+        "'chunk_size': 64, 'base_lr': 0.1, 'use_momentum': false, 'use_output_gate': false, 'use_short_conv': false, "),
     MEMORY(yaad, "", 16, 0.0625, "'delta_scale': 0.1, ", .delta_scale = 0.1),
     MEMORY(yaad, ", channels", 16, 0.0625, "'huber': 'channel', 'delta_map': 'sigmoid', 'delta_scale': 0.05, ",
            .huber = ORACLE_HUBER_CHANNEL, .delta_sigmoid = true, .delta_scale = 0.05),
@@ -275,8 +286,8 @@ static const recurrence_case cases[] = {
            "'mirror_map': true, 'p': 2.5, 'q': 3, 'sign_sharpness': 4, 'error_smoothing': 0.01, 'chunk_size': 5, "
            "'base_lr': 0.05, 'expand_v': 2, ",
            .p = 2.5, .q = 3, .sharpness = 4, .smoothing = 0.01, .mirror = true),
-    MEMORY(moneta, ", mirror, token by token", 1, 0.05,
-           "'mirror_map': true, 'chunk_size': 1, 'base_lr': 0.05, ", POWERS, .mirror = true),
+    MEMORY(moneta, ", mirror, token by token", 1, 0.05, "'mirror_map': true, 'chunk_size': 1, 'base_lr': 0.05, ",
+           POWERS, .mirror = true),
     MEMORY(memora, "", 16, 0.0625, "", .total = 8 * sqrt(8)),
     MEMORY(memora, ", columns, zeros first", 5, 0.5,
            "'softmax_over': 'column', 'chunk_size': 5, 'base_lr': 0.5, 'learn_memory': false, 'expand_v': 2, ",
@@ -284,6 +295,18 @@ static const recurrence_case cases[] = {
     MEMORY(memora, ", rows, token by token", 1, 0.5,
            "'softmax_over': 'row', 'memory_total': 3, 'chunk_size': 1, 'base_lr': 0.5, ", .softmax = ORACLE_SOFTMAX_ROW,
            .total = 3),
+
+    LAYERS(yaad, yaad, "", "", .chunk = 16, .base_lr = 1.0 / 16, .delta_scale = 1),
+    LAYERS(yaad, yaad, ", by channels, of the layers' output",
+           "'huber': 'channel', 'norm_in_loss': false, 'chunk_size': 5, ", .chunk = 5, .base_lr = 1.0 / 5,
+           .huber = ORACLE_HUBER_CHANNEL, .delta_scale = 1, .raw_loss = true),
+    LAYERS(moneta, moneta_layers, "", "", .chunk = 16, .base_lr = 1.0 / 48, .p = 3, .q = 4, .sharpness = 10,
+           .smoothing = 1e-6),
+    LAYERS(moneta, moneta_layers, ", mirror map", "'mirror_map': true, 'p': 2, 'chunk_size': 5, ", .chunk = 5,
+           .base_lr = 1.0 / 10, .p = 2, .q = 4, .sharpness = 10, .smoothing = 1e-6, .mirror = true),
+    LAYERS(memora, memora, "", "", .chunk = 16, .base_lr = 1.0 / 16),
+    LAYERS(memora, memora, ", by columns", "'softmax_over': 'column', 'chunk_size': 5, ", .chunk = 5,
+           .base_lr = 1.0 / 5, .softmax = ORACLE_SOFTMAX_COLUMN),
 };
 enum { CASES = sizeof cases / sizeof *cases };
 

@@ -9,20 +9,20 @@
  * grad). */
 #include <stddef.h>
 
-#include "mixers/memory_heads.h"
+#include "mixers/miras.h"
 
 enum { SOFTMAX_MEMORY, SOFTMAX_COLUMN, SOFTMAX_ROW };
 
 typedef struct config {
-  comba_memory_heads heads; /* first: shared functions take a pointer to it */
+  comba_miras miras; /* first: shared functions take a pointer to it */
   int softmax_over;
   double memory_total;
 } config;
 
 /* With it a memory of equal entries returns ones for a unit query of equal entries. */
 static double total(const config *c) {
-  const double K = (double)c->heads.head_dim, V = (double)comba_memory_value_dim(&c->heads);
-  if (c->memory_total != 0) return c->memory_total;
+  const double K = (double)c->miras.heads.head_dim, V = (double)comba_memory_value_dim(&c->miras.heads);
+  if (c->memory_total != 0 || c->miras.memory == COMBA_MIRAS_MLP) return c->memory_total;
   return c->softmax_over == SOFTMAX_MEMORY ? V * sqrt(K) : c->softmax_over == SOFTMAX_COLUMN ? sqrt(K) : V / sqrt(K);
 }
 
@@ -31,15 +31,15 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   const config *c = opaque;
   static const comba_memory_map maps[] = {COMBA_MEMORY_SOFTMAX, COMBA_MEMORY_SOFTMAX_COLUMN, COMBA_MEMORY_SOFTMAX_ROW};
   const comba_memory_attributes attributes = {.map = maps[c->softmax_over], .map_total = total(c)};
-  const comba_memory_operands operands = comba_build_memory_heads(build, &c->heads, x, 1, 1, 1);
-  return comba_build_memory_output(build, &c->heads, x, operands, attributes);
+  const comba_memory_operands operands = comba_build_miras(build, &c->miras, x, 1, 1);
+  return comba_build_miras_output(build, &c->miras, x, operands, attributes, 1);
 }
 
 static const char *const scopes[] = {"memory", "column", "row", NULL};
 
 #define FIELD(member) offsetof(config, member)
 static const comba_field fields[] = {
-    COMBA_MEMORY_HEADS_FIELDS(config, heads),
+    COMBA_MIRAS_FIELDS(config, miras),
     {"softmax_over", COMBA_FIELD_CHOICE, FIELD(softmax_over), .default_value = SOFTMAX_MEMORY, .choices = scopes,
      .help =
          "what sums to memory_total: a head's memory, what it holds for each value channel (column), or key channel"},
@@ -54,7 +54,7 @@ const comba_mixer_row comba_mixer_memora = {
     .source = "It's All Connected (MIRAS), arXiv 2504.13173",
     .fields = fields,
     .config_size = sizeof(config),
-    .check = comba_memory_heads_check,
+    .check = comba_miras_check,
     .build = build_mixer,
-    .cost = comba_memory_heads_cost,
+    .cost = comba_miras_cost,
 };

@@ -80,6 +80,12 @@ comba_tensor *comba_build_memory_output(comba_build *build, const comba_memory_h
   attributes.chunk = heads->chunk_size;
   comba_tensor *o = comba_memory(build->graph, &operands, attributes, &after);
   comba_build_update(build, operands.initial_state, after);
+  return comba_build_memory_gated(build, heads, x, o);
+}
+
+comba_tensor *comba_build_memory_gated(comba_build *build, const comba_memory_heads *heads, comba_tensor *x,
+                                       comba_tensor *o) {
+  const int64_t H = heads->num_heads, V = comba_memory_value_dim(heads);
   comba_tensor *gate = heads->use_output_gate ? comba_build_linear(build, "g_proj", x, H * V, false) : NULL;
   return comba_build_head_output(build, "o_norm.weight", o, gate, COMBA_SILU, x->shape.size[2]);
 }

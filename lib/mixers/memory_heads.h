@@ -55,5 +55,8 @@ comba_memory_operands comba_build_memory_heads(comba_build *build, const comba_m
 /* y (B,T,d): the memory's output, normed, gated and projected; the state "memory" of a decoder is updated. */
 comba_tensor *comba_build_memory_output(comba_build *build, const comba_memory_heads *heads, comba_tensor *x,
                                         comba_memory_operands operands, comba_memory_attributes attributes);
+/* y (B,T,d) of what a memory returned, o (B,T,H,V): normed, gated and projected. */
+comba_tensor *comba_build_memory_gated(comba_build *build, const comba_memory_heads *heads, comba_tensor *x,
+                                       comba_tensor *o);
 
 #endif

@@ -6,17 +6,17 @@
  *   y = W_o (RMSNorm(o) silu(W_g x)) */
 #include <stddef.h>
 
-#include "mixers/memory_heads.h"
+#include "mixers/miras.h"
 
 typedef struct config {
-  comba_memory_heads heads; /* first: shared functions take a pointer to it */
+  comba_miras miras; /* first: shared functions take a pointer to it */
   double p, q, sign_sharpness, error_smoothing;
   bool mirror_map;
 } config;
 
 /* A normal A of this deviation has |A|_4 = 1, where both maps leave the size as it is: E a^4 = 3 deviation^4. */
 static double deviation(const config *c) {
-  return pow(3 * (double)(c->heads.head_dim * comba_memory_value_dim(&c->heads)), -0.25);
+  return pow(3 * comba_miras_entries(&c->miras), -0.25);
 }
 
 static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_tensor *x) {
@@ -26,13 +26,13 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
       .loss = {COMBA_LOSS_POWER, .exponent = c->p, .sharpness = c->sign_sharpness, .smoothing = c->error_smoothing},
       .map = c->mirror_map ? COMBA_MEMORY_MIRROR : COMBA_MEMORY_POWER,
       .map_exponent = c->q};
-  const comba_memory_operands operands = comba_build_memory_heads(build, &c->heads, x, c->p, 1, deviation(c));
-  return comba_build_memory_output(build, &c->heads, x, operands, attributes);
+  const comba_memory_operands operands = comba_build_miras(build, &c->miras, x, c->p, deviation(c));
+  return comba_build_miras_output(build, &c->miras, x, operands, attributes, deviation(c));
 }
 
 #define FIELD(member) offsetof(config, member)
 static const comba_field fields[] = {
-    COMBA_MEMORY_HEADS_FIELDS(config, heads),
+    COMBA_MIRAS_FIELDS(config, miras),
     {"p", COMBA_FIELD_NUMBER, FIELD(p), .default_value = 3, .minimum = 1, .maximum = 16,
      .help = "exponent of the inner loss"},
     {"q", COMBA_FIELD_NUMBER, FIELD(q), .default_value = 4, .minimum = 2, .maximum = 16,
@@ -48,9 +48,9 @@ static const comba_field fields[] = {
 
 static comba_status check(const void *opaque, int64_t hidden_size) {
   const config *c = opaque;
-  if (!c->heads.learn_memory)
+  if (!c->miras.heads.learn_memory)
     return comba_fail(COMBA_ERROR_ARGUMENT, "learn_memory is false, expected true: a memory of zeros has no map");
-  return comba_memory_heads_check(opaque, hidden_size);
+  return comba_miras_check(opaque, hidden_size);
 }
 
 const comba_mixer_row comba_mixer_moneta = {
@@ -61,5 +61,5 @@ const comba_mixer_row comba_mixer_moneta = {
     .config_size = sizeof(config),
     .check = check,
     .build = build_mixer,
-    .cost = comba_memory_heads_cost,
+    .cost = comba_miras_cost,
 };

@@ -6,13 +6,15 @@
  *   y = W_o (RMSNorm(o) silu(W_g x)) */
 #include <stddef.h>
 
-#include "mixers/memory_heads.h"
+#include "mixers/miras.h"
 
 enum { HUBER_TOKEN, HUBER_CHANNEL, HUBER_SIGN };
 enum { DELTA_ELU, DELTA_SIGMOID };
 
+static const double DEVIATION = 0.02; /* of the first memory */
+
 typedef struct config {
-  comba_memory_heads heads; /* first: shared functions take a pointer to it */
+  comba_miras miras; /* first: shared functions take a pointer to it */
   int huber, delta_map;
   double delta_scale;
 } config;
@@ -21,13 +23,13 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   if (!x) return NULL;
   const config *c = opaque;
   static const comba_loss losses[] = {COMBA_LOSS_HUBER, COMBA_LOSS_HUBER_CHANNEL, COMBA_LOSS_HUBER_SIGN};
-  const double length = c->huber == HUBER_CHANNEL ? 1 : sqrt((double)comba_memory_value_dim(&c->heads));
-  comba_memory_operands operands = comba_build_memory_heads(build, &c->heads, x, 1, 1, 0.02);
+  const double length = c->huber == HUBER_CHANNEL ? 1 : sqrt((double)comba_memory_value_dim(&c->miras.heads));
+  comba_memory_operands operands = comba_build_miras(build, &c->miras, x, 1, DEVIATION);
   operands.threshold =
-      comba_build_memory_gate(build, "delta", x, c->heads.num_heads,
+      comba_build_memory_gate(build, "delta", x, c->miras.heads.num_heads,
                               c->delta_map == DELTA_ELU ? COMBA_ELU_PLUS_ONE : COMBA_SIGMOID, c->delta_scale * length);
-  return comba_build_memory_output(build, &c->heads, x, operands,
-                                   (comba_memory_attributes){.loss = {.kind = losses[c->huber]}});
+  return comba_build_miras_output(build, &c->miras, x, operands,
+                                  (comba_memory_attributes){.loss = {.kind = losses[c->huber]}}, DEVIATION);
 }
 
 static const char *const hubers[] = {"token", "channel", "sign", NULL};
@@ -35,7 +37,7 @@ static const char *const delta_maps[] = {"elu", "sigmoid", NULL};
 
 #define FIELD(member) offsetof(config, member)
 static const comba_field fields[] = {
-    COMBA_MEMORY_HEADS_FIELDS(config, heads),
+    COMBA_MIRAS_FIELDS(config, miras),
     {"huber", COMBA_FIELD_CHOICE, FIELD(huber), .default_value = HUBER_TOKEN, .choices = hubers,
      .help = "token: of the length of the error; channel: of each channel; sign: beyond delta in length the l1 loss"},
     {"delta_map", COMBA_FIELD_CHOICE, FIELD(delta_map), .default_value = DELTA_ELU, .choices = delta_maps,
@@ -50,7 +52,7 @@ const comba_mixer_row comba_mixer_yaad = {
     .source = "It's All Connected (MIRAS), arXiv 2504.13173",
     .fields = fields,
     .config_size = sizeof(config),
-    .check = comba_memory_heads_check,
+    .check = comba_miras_check,
     .build = build_mixer,
-    .cost = comba_memory_heads_cost,
+    .cost = comba_miras_cost,
 };

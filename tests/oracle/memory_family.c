@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "two_layers.h"
+
 /* One head of a memory (K,V) [and b (V)]: at each token n is the gradient of the loss at what the memory W of the chunk's start
  * returns; then
  *   U = momentum U - rate k n^T;  A = retention A + U;  the token reads map(A), or in TTT W + weight (A - W)
@@ -183,6 +185,70 @@ static double *recur(oracle_model *oracle, const operands *a) {
   return o;
 }
 
+/* ---- Two layers ------------------------------------------------------------------------------------------------------ */
+
+/* Each matrix mapped by itself; the total of a softmax is by its shape. */
+static void map_matrix(const operands *a, const oracle_memory_config *c, int64_t rows, int64_t columns, double *A) {
+  oracle_memory_config own = *c;
+  const double root = sqrt((double)rows), width = (double)columns;
+  if (own.total == 0)
+    own.total = c->softmax == ORACLE_SOFTMAX_MEMORY   ? width * root
+                : c->softmax == ORACLE_SOFTMAX_COLUMN ? root
+                                                      : width / root;
+  if (a->kind == MONETA) power_map(c, rows * columns, A);
+  if (a->kind == MEMORA) softmax_map(&own, rows, columns, A);
+}
+
+/* M(x) = x + LN(f(x)): a token sees f with keep map(A) - G, A that of the chunk's start, keep what retention has left of it, G the
+ * gradients so far. At the chunk's end A = keep A - G. */
+static double *recur_layers(oracle_model *oracle, const operands *a) {
+  const oracle_memory_config *c = oracle->config;
+  const int64_t T = oracle->length, H = c->heads, F = a->K, M = oracle_extent(oracle, "memory_w1", 2);
+  const int64_t size = 2 * F * M + M + F, second = F * M + M;
+  double *o = oracle_zeros(oracle, T * H * F), *A = oracle_zeros(oracle, size), *start = oracle_zeros(oracle, size);
+  double *G = oracle_zeros(oracle, size), *seen = oracle_zeros(oracle, size), keep = 1, z[M], y[F], normal[F], e[F];
+  for (int64_t h = 0; h < H; h++) {
+    const double *weight = oracle_weight_of(oracle, "memory_norm_weight") + h * F;
+    const double *bias = oracle_weight_of(oracle, "memory_norm_bias") + h * F;
+    memcpy(A, oracle_weight_of(oracle, "memory_w1") + h * F * M, (size_t)(F * M) * sizeof *A);
+    memcpy(A + F * M, oracle_weight_of(oracle, "memory_b1") + h * M, (size_t)M * sizeof *A);
+    memcpy(A + second, oracle_weight_of(oracle, "memory_w2") + h * M * F, (size_t)(M * F) * sizeof *A);
+    memcpy(A + second + M * F, oracle_weight_of(oracle, "memory_b2") + h * F, (size_t)F * sizeof *A);
+    for (int64_t t = 0; t < T; t++) {
+      const int64_t row = t * H + h, place = t % c->chunk;
+      const double *k = a->k + row * F, *v = a->v + row * F, *q = a->q + row * F;
+      if (place == 0) {
+        memcpy(start, A, (size_t)size * sizeof *A);
+        map_matrix(a, c, F, M, start);
+        map_matrix(a, c, M, F, start + second);
+        memset(G, 0, (size_t)size * sizeof *G);
+        keep = 1;
+      }
+      oracle_two_layers(F, M, start, k, z, y);
+      const double deviation = oracle_layer_norm(F, weight, bias, y, normal, e);
+      for (int64_t i = 0; i < F; i++) e[i] = (c->raw_loss ? y[i] : e[i]) - (v[i] - k[i]);
+      if (a->kind == YAAD) huber_gradient(c, F, a->delta[row], e);
+      if (a->kind == MONETA) power_gradient(c, F, e);
+      double mean = 0, along = 0;
+      for (int64_t i = 0; i < F && !c->raw_loss; i++) {
+        e[i] *= weight[i];
+        mean += e[i] / (double)F;
+        along += e[i] * normal[i] / (double)F;
+      }
+      for (int64_t i = 0; i < F && !c->raw_loss; i++) e[i] = (e[i] - mean - normal[i] * along) / deviation;
+      for (int64_t i = 0; i < size; i++) G[i] *= a->retention[row];
+      keep *= a->retention[row];
+      oracle_two_layers_gradient(F, M, start, k, z, e, a->rate[row], G);
+      for (int64_t i = 0; i < size; i++) seen[i] = keep * start[i] - G[i];
+      oracle_two_layers(F, M, seen, q, z, y);
+      oracle_layer_norm(F, weight, bias, y, normal, o + row * F);
+      for (int64_t i = 0; i < F; i++) o[row * F + i] += q[i];
+      for (int64_t i = 0; i < size && place + 1 == c->chunk; i++) A[i] = keep * A[i] - G[i];
+    }
+  }
+  return o;
+}
+
 /* ---- TTT-Linear ------------------------------------------------------------------------------------------------------ */
 
 /* Neighbouring channels of each head turned by (t mod chunk) 10000^(-2j/K) */
@@ -281,7 +347,8 @@ static double *mix(oracle_model *oracle, const double *x, kind kind) {
     a.delta = gate_of(oracle, "delta", x, c->delta_sigmoid ? oracle_sigmoid : elu_plus_one,
                       c->delta_scale * (c->huber == ORACLE_HUBER_CHANNEL ? 1 : sqrt((double)a.V)));
   const int64_t rows = oracle->length * H;
-  double *y = oracle_norm(oracle, "o_norm", recur(oracle, &a), rows, a.V, oracle->norm_epsilon);
+  double *o = oracle_has(oracle, "memory_w1") ? recur_layers(oracle, &a) : recur(oracle, &a);
+  double *y = oracle_norm(oracle, "o_norm", o, rows, a.V, oracle->norm_epsilon);
   const double *gate = oracle_has(oracle, "g_proj.weight") ? oracle_linear(oracle, "g_proj", x) : NULL;
   for (int64_t i = 0; gate && i < rows * a.V; i++) y[i] *= oracle_silu(gate[i]);
   return oracle_linear(oracle, "o_proj", y);
@@ -303,5 +370,7 @@ static double *memora(oracle_model *oracle, const double *x) {
 const oracle_family oracle_ttt_linear = {.mix = ttt_linear, .gates = "learnable_ttt_lr"};
 const oracle_family oracle_titans = {.mix = titans, .gates = "retention_proj"};
 const oracle_family oracle_yaad = {.mix = yaad, .gates = "retention_proj"};
+/* Its layers have no test of saturated gates: where a memory forgets all but one token, A / |A|^2 grows beyond all bounds. */
+const oracle_family oracle_moneta_layers = {.mix = moneta};
 const oracle_family oracle_moneta = {.mix = moneta, .gates = "retention_proj"};
 const oracle_family oracle_memora = {.mix = memora, .gates = "retention_proj"};

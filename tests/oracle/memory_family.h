@@ -21,8 +21,11 @@ typedef struct oracle_memory_config {
   /* Memora */
   oracle_softmax softmax;
   double total;
+  /* two layers */
+  bool raw_loss;
 } oracle_memory_config;
 
-extern const oracle_family oracle_ttt_linear, oracle_titans, oracle_yaad, oracle_moneta, oracle_memora;
+extern const oracle_family oracle_ttt_linear, oracle_titans, oracle_yaad, oracle_moneta, oracle_memora,
+    oracle_moneta_layers;
 
 #endif

@@ -2,77 +2,23 @@
 
 #include <string.h>
 
+#include "two_layers.h"
+
 static const double EPSILON = 1e-6;
 
-/* gelu in the form with tanh, and its derivative */
-static double gelu(double x) {
-  return x / 2 * (1 + tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
-}
-static double gelu_slope(double x) {
-  const double t = tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x));
-  return (1 + t) / 2 + x / 2 * (1 - t * t) * sqrt(2 / M_PI) * (1 + 3 * 0.044715 * x * x);
-}
-
-/* A head's memory is one array of `size` numbers: W1 (F,M), b1 (M), W2 (M,F), b2 (F). */
-typedef struct shape {
-  int64_t F, M, size;
-} shape;
-
-/* y (out) = x (in) w + b */
-static void apply(int64_t in, int64_t out, const double *w, const double *b, const double *x, double *y) {
-  for (int64_t c = 0; c < out; c++) {
-    y[c] = b[c];
-    for (int64_t i = 0; i < in; i++) y[c] += x[i] * w[i * out + c];
-  }
-}
-
-/* What the memory returns for x, in y (F); what its first layer does, in z (M). */
-static void recall(const shape *s, const double *memory, const double *x, double *z, double *y) {
-  const double *b1 = memory + s->F * s->M, *w2 = b1 + s->M;
-  double hidden[s->M];
-  apply(s->F, s->M, memory, b1, x, z);
-  for (int64_t i = 0; i < s->M; i++) hidden[i] = gelu(z[i]);
-  apply(s->M, s->F, w2, w2 + s->M * s->F, hidden, y);
-}
-
-/* y = x normalised, times weight, plus bias; returns the standard deviation */
-static double layer_norm(int64_t F, const double *weight, const double *bias, const double *x, double *normal,
-                         double *y) {
-  double mean = 0, variance = 0;
-  for (int64_t i = 0; i < F; i++) mean += x[i] / (double)F;
-  for (int64_t i = 0; i < F; i++) variance += (x[i] - mean) * (x[i] - mean) / (double)F;
-  const double deviation = sqrt(variance + EPSILON);
-  for (int64_t i = 0; i < F; i++) {
-    normal[i] = (x[i] - mean) / deviation;
-    y[i] = weight[i] * normal[i] + bias[i];
-  }
-  return deviation;
-}
-
-/* sum (size) += rate d/d memory of 1/2 |LN(f(k)) - (v - k)|^2 */
-static void add_gradient(const shape *s, const double *memory, const double *weight, const double *bias,
+/* sum += rate d/d memory of 1/2 |LN(f(k)) - (v - k)|^2 */
+static void add_gradient(int64_t F, int64_t M, const double *memory, const double *weight, const double *bias,
                          const double *k, const double *v, double rate, double *sum) {
-  const int64_t F = s->F, M = s->M;
-  double z[M], y[F], normal[F], u[F], dy[F], dz[M], mean = 0, along = 0;
-  recall(s, memory, k, z, y);
-  const double deviation = layer_norm(F, weight, bias, y, normal, u);
+  double z[M], y[F], normal[F], u[F], mean = 0, along = 0;
+  oracle_two_layers(F, M, memory, k, z, y);
+  const double deviation = oracle_layer_norm(F, weight, bias, y, normal, u);
   for (int64_t i = 0; i < F; i++) {
     u[i] = weight[i] * (u[i] - (v[i] - k[i]));
     mean += u[i] / (double)F;
     along += u[i] * normal[i] / (double)F;
   }
-  for (int64_t i = 0; i < F; i++) dy[i] = (u[i] - mean - normal[i] * along) / deviation;
-  double *db1 = sum + F * M, *dw2 = db1 + M, *db2 = dw2 + M * F;
-  for (int64_t i = 0; i < M; i++) {
-    dz[i] = 0;
-    for (int64_t c = 0; c < F; c++) {
-      dz[i] += dy[c] * memory[F * M + M + i * F + c] * gelu_slope(z[i]);
-      dw2[i * F + c] += rate * gelu(z[i]) * dy[c];
-    }
-    db1[i] += rate * dz[i];
-  }
-  for (int64_t c = 0; c < F; c++) db2[c] += rate * dy[c];
-  for (int64_t i = 0; i < F * M; i++) sum[i] += rate * k[i / M] * dz[i % M];
+  for (int64_t i = 0; i < F; i++) y[i] = (u[i] - mean - normal[i] * along) / deviation;
+  oracle_two_layers_gradient(F, M, memory, k, z, y, rate, sum);
 }
 
 /* Neighbouring channels of each head turned by the position in the mini-batch */
@@ -96,9 +42,9 @@ static double *learn(oracle_model *oracle, const double *q, const double *k, con
   const oracle_ttt_mlp_config *c = oracle->config;
   const int64_t T = oracle->length, d = oracle->hidden, C = oracle_extent(oracle, "learnable_token_idx", 0);
   const int64_t F = d / c->heads, M = oracle_extent(oracle, "W1", 2);
-  const shape s = {F, M, 2 * F * M + M + F};
-  double *y = oracle_zeros(oracle, T * d), *start = oracle_zeros(oracle, s.size), *sum = oracle_zeros(oracle, s.size);
-  double *memory = oracle_zeros(oracle, s.size);
+  const int64_t size = 2 * F * M + M + F;
+  double *y = oracle_zeros(oracle, T * d), *start = oracle_zeros(oracle, size), *sum = oracle_zeros(oracle, size);
+  double *memory = oracle_zeros(oracle, size);
   for (int64_t h = 0; h < c->heads; h++) {
     const double *weight = oracle_weight_of(oracle, "ttt_norm_weight") + h * F;
     const double *bias = oracle_weight_of(oracle, "ttt_norm_bias") + h * F;
@@ -108,18 +54,18 @@ static double *learn(oracle_model *oracle, const double *q, const double *k, con
     load(oracle, "b2", h, F, memory + 2 * F * M + M);
     for (int64_t t = 0; t < T; t++) {
       if (t % C == 0) {
-        memcpy(start, memory, (size_t)s.size * sizeof *start);
-        memset(sum, 0, (size_t)s.size * sizeof *sum);
+        memcpy(start, memory, (size_t)size * sizeof *start);
+        memset(sum, 0, (size_t)size * sizeof *sum);
       }
       double rate = oracle_weight_of(oracle, "learnable_ttt_lr_bias")[h], z[M], o[F], normal[F];
       for (int64_t i = 0; i < d; i++)
         rate += oracle_weight_of(oracle, "learnable_ttt_lr_weight")[h * d + i] * x[t * d + i];
       const int64_t at = t * d + h * F;
-      add_gradient(&s, start, weight, bias, k + at, v + at, c->base_lr / (double)F * oracle_sigmoid(rate), sum);
+      add_gradient(F, M, start, weight, bias, k + at, v + at, c->base_lr / (double)F * oracle_sigmoid(rate), sum);
       const double place = fmax(1 / (double)(t % C + 1) + oracle_weight_of(oracle, "learnable_token_idx")[t % C], 0);
-      for (int64_t i = 0; i < s.size; i++) memory[i] = start[i] - place * sum[i];
-      recall(&s, memory, q + at, z, o);
-      layer_norm(F, weight, bias, o, normal, y + at);
+      for (int64_t i = 0; i < size; i++) memory[i] = start[i] - place * sum[i];
+      oracle_two_layers(F, M, memory, q + at, z, o);
+      oracle_layer_norm(F, weight, bias, o, normal, y + at);
       for (int64_t i = 0; i < F; i++) y[at + i] += q[at + i];
     }
   }
@@ -139,7 +85,7 @@ static double *mix(oracle_model *oracle, const double *x) {
   y = oracle_norm(oracle, "post_norm", y, T, d, EPSILON);
   if (oracle_has(oracle, "g_proj.weight")) {
     const double *gate = oracle_linear(oracle, "g_proj", x);
-    for (int64_t i = 0; i < T * d; i++) y[i] *= gelu(gate[i]);
+    for (int64_t i = 0; i < T * d; i++) y[i] *= oracle_gelu_tanh(gate[i]);
   }
   return oracle_linear(oracle, "o_proj", y);
 }
