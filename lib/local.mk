@@ -17,6 +17,7 @@ library_sources = \
 	lib/core/graph.c \
 	lib/core/graph.h \
 	lib/core/graph_private.h \
+	lib/core/host_device.h \
 	lib/core/op.h \
 	lib/core/parallel.h \
 	lib/core/plan.c \
@@ -134,6 +135,7 @@ kernel_sources = \
 	lib/ops/activation.c \
 	lib/ops/adamw.c \
 	lib/ops/add.c \
+	lib/ops/axis_taps.h \
 	lib/ops/bonus.c \
 	lib/ops/bounded_gate.c \
 	lib/ops/channel_decay.c \
@@ -154,6 +156,7 @@ kernel_sources = \
 	lib/ops/gelu.h \
 	lib/ops/gradient.h \
 	lib/ops/gradient_clip.c \
+	lib/ops/grid_move.h \
 	lib/ops/grid_order.h \
 	lib/ops/head_scale.c \
 	lib/ops/hedgehog.c \

@@ -18,17 +18,11 @@ static comba_status infer(comba_signature *s) {
   return COMBA_OK;
 }
 
-/* The smallest 32-bit word whose draw, (word + 1/2) / 2^32, is at least `rate`. */
-static uint32_t threshold(double rate) {
-  const double word = ceil(rate * 4294967296.0 - 0.5);
-  return word < 4294967295.0 ? (uint32_t)word : UINT32_MAX;
-}
-
 /* y = or += x / (1 - rate) where the draw keeps it, for n values */
 static void mask(const comba_call *call, const real *x, int64_t n, bool accumulate, real *y) {
   const comba_dropout_attributes *a = call->attributes;
   const uint64_t seed = call->run->seed, stream = a->stream + (call->run->step << 32);
-  const uint32_t least = threshold(a->rate);
+  const uint32_t least = comba_random_threshold(a->rate);
   const real scale = (real)(1 / (1 - a->rate));
 #pragma omp parallel for
   for (int64_t start = 0; start < n; start += CHUNK) {

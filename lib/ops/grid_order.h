@@ -1,9 +1,9 @@
-/* The orders in which scans visit a height x width grid, and the two ways of moving tokens between them: scan_order
- * spreads tokens over directions and scan_merge gathers them, and each is the other's backward pass. */
+/* The orders in which scans visit a height x width grid. */
 #ifndef COMBA_OPS_GRID_ORDER_H
 #define COMBA_OPS_GRID_ORDER_H
 
-#include "core/op.h"
+#include "core/host_device.h"
+#include "ops/ops.h"
 
 typedef enum comba_grid_order {
   COMBA_GRID_ROWS,
@@ -27,8 +27,54 @@ static inline bool comba_grid_holds(int64_t height, int64_t width, int64_t token
   return height > 0 && width > 0 && !__builtin_mul_overflow(height, width, &product) && product == tokens;
 }
 
+/* The orders that scan_order spreads x (B,N,d) over; no directions where `scan` is none of its own, or random. */
+static inline comba_grid_scan comba_scan_order_grid(const comba_scan_attributes *a, const comba_shape *x) {
+  comba_grid_scan g = {x->size[0], x->size[1], x->size[2], a->height, a->width, 0, {COMBA_GRID_ROWS}};
+  switch (a->scan) {
+  case COMBA_SCAN_FLIP: g.order[g.directions++] = COMBA_GRID_ROWS_REVERSED; break;
+  case COMBA_SCAN_TRANSPOSE: g.order[g.directions++] = COMBA_GRID_COLUMNS; break;
+  case COMBA_SCAN_BI:
+    g.order[g.directions++] = COMBA_GRID_ROWS;
+    g.order[g.directions++] = COMBA_GRID_ROWS_REVERSED;
+    break;
+  case COMBA_SCAN_CROSS:
+    g.order[g.directions++] = COMBA_GRID_ROWS;
+    g.order[g.directions++] = COMBA_GRID_COLUMNS;
+    g.order[g.directions++] = COMBA_GRID_ROWS_REVERSED;
+    g.order[g.directions++] = COMBA_GRID_COLUMNS_REVERSED;
+    break;
+  default: break;
+  }
+  return g;
+}
+
+/* The orders in which scan_merge finds the directions of x (directions B, N, d). */
+static inline comba_grid_scan comba_scan_merge_grid(const comba_scan_attributes *a, const comba_shape *x) {
+  comba_grid_scan g = {0, x->size[1], x->size[2], a->height, a->width, 0, {COMBA_GRID_ROWS}};
+  switch (a->scan) {
+  case COMBA_SCAN_BI:
+    g.order[g.directions++] = COMBA_GRID_ROWS;
+    g.order[g.directions++] = COMBA_GRID_ROWS;
+    break;
+  case COMBA_SCAN_BI_ALIGNED:
+    g.order[g.directions++] = COMBA_GRID_ROWS;
+    g.order[g.directions++] = COMBA_GRID_ROWS_REVERSED;
+    break;
+  case COMBA_SCAN_CROSS:
+    g.order[g.directions++] = COMBA_GRID_ROWS;
+    g.order[g.directions++] = COMBA_GRID_COLUMNS;
+    g.order[g.directions++] = COMBA_GRID_ROWS_REVERSED;
+    g.order[g.directions++] = COMBA_GRID_COLUMNS_REVERSED;
+    break;
+  default: return g;
+  }
+  g.batch = x->size[0] / g.directions;
+  return g;
+}
+
 /* Token, counted row by row, that comes at `place` of an order. */
-static inline int64_t comba_grid_token(const comba_grid_scan *g, comba_grid_order order, int64_t place) {
+static inline COMBA_HOST_DEVICE int64_t comba_grid_token(const comba_grid_scan *g, comba_grid_order order,
+                                                         int64_t place) {
   if (order == COMBA_GRID_ROWS_REVERSED || order == COMBA_GRID_COLUMNS_REVERSED) place = g->tokens - 1 - place;
   return order == COMBA_GRID_ROWS || order == COMBA_GRID_ROWS_REVERSED
              ? place
@@ -36,45 +82,12 @@ static inline int64_t comba_grid_token(const comba_grid_scan *g, comba_grid_orde
 }
 
 /* Where an order has that token. */
-static inline int64_t comba_grid_place(const comba_grid_scan *g, comba_grid_order order, int64_t token) {
+static inline COMBA_HOST_DEVICE int64_t comba_grid_place(const comba_grid_scan *g, comba_grid_order order,
+                                                         int64_t token) {
   const int64_t place = order == COMBA_GRID_ROWS || order == COMBA_GRID_ROWS_REVERSED
                             ? token
                             : token % g->width * g->height + token / g->width;
   return order == COMBA_GRID_ROWS_REVERSED || order == COMBA_GRID_COLUMNS_REVERSED ? g->tokens - 1 - place : place;
-}
-
-/* to (directions B, N, d), direction-major, = or += scale * from (B,N,d) in each order */
-static inline void comba_grid_spread(const comba_grid_scan *g, const real *from, real scale, bool accumulate,
-                                     real *to) {
-#pragma omp parallel for collapse(3)
-  for (int direction = 0; direction < g->directions; direction++)
-    for (int64_t b = 0; b < g->batch; b++)
-      for (int64_t place = 0; place < g->tokens; place++) {
-        const int64_t token = comba_grid_token(g, g->order[direction], place);
-        const real *in = from + (b * g->tokens + token) * g->channels;
-        real *out = to + ((direction * g->batch + b) * g->tokens + place) * g->channels;
-        for (int64_t j = 0; j < g->channels; j++) out[j] = scale * in[j] + (accumulate ? out[j] : 0);
-      }
-}
-
-/* to (B,N,d) = or += scale * sum over directions of from (directions B, N, d), each token back in its place */
-static inline void comba_grid_gather(const comba_grid_scan *g, const real *from, real scale, bool accumulate,
-                                     real *to) {
-#pragma omp parallel for collapse(2)
-  for (int64_t b = 0; b < g->batch; b++)
-    for (int64_t token = 0; token < g->tokens; token++) {
-      const real *in[COMBA_GRID_DIRECTIONS];
-      for (int direction = 0; direction < g->directions; direction++) {
-        const int64_t place = comba_grid_place(g, g->order[direction], token);
-        in[direction] = from + ((direction * g->batch + b) * g->tokens + place) * g->channels;
-      }
-      real *out = to + (b * g->tokens + token) * g->channels;
-      for (int64_t j = 0; j < g->channels; j++) {
-        real sum = in[0][j];
-        for (int direction = 1; direction < g->directions; direction++) sum += in[direction][j];
-        out[j] = scale * sum + (accumulate ? out[j] : 0);
-      }
-    }
 }
 
 #endif

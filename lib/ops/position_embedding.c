@@ -1,16 +1,14 @@
 /* y (B,N,d) = x + R table, R (N,M) the identity, or cubic resampling from the table's grid to that of x
  * dx = dy;  dtable += R^T sum over B of dy
  *
- * R is a product of one resampling along each axis. Output i of an axis that goes from `from` to `to` points reads
- * the four points around (i + 1/2) from / to - 1/2, points beyond an end replaced by that end, with the weights of
- * the cubic convolution kernel (Keys, 1981) at a = -0.75. */
+ * R is a product of one resampling along each axis (ops/axis_taps.h). */
+#include "ops/axis_taps.h"
 #include "ops/extent.h"
 #include "ops/gradient.h"
 #include "ops/grid_order.h"
 #include "ops/ops.h"
 
 enum { X, TABLE };
-enum { TAPS = 4 };
 
 static bool resamples(const comba_position_embedding_attributes *a) {
   return a->table_height != a->height || a->table_width != a->width;
@@ -45,31 +43,12 @@ static comba_status infer(comba_signature *s) {
   return COMBA_OK;
 }
 
-typedef struct axis_taps {
-  int64_t place[TAPS];
-  real weight[TAPS];
-} axis_taps;
-
-/* What output `i` of an axis reads; in double, as a float position would shift the taps of long axes. */
-static axis_taps taps_of(int64_t i, int64_t from, int64_t to) {
-  const double a = -0.75, position = ((double)i + 0.5) * ((double)from / (double)to) - 0.5, whole = floor(position);
-  const double t = position - whole;
-  axis_taps taps;
-  for (int tap = 0; tap < TAPS; tap++) {
-    const int64_t place = (int64_t)whole + tap - 1;
-    const double x = fabs(t - (tap - 1));
-    taps.place[tap] = place < 0 ? 0 : (place >= from ? from - 1 : place);
-    taps.weight[tap] = (real)(x <= 1 ? ((a + 2) * x - (a + 3)) * x * x + 1 : ((x - 5) * x + 8) * x * a - 4 * a);
-  }
-  return taps;
-}
-
 /* y (rows, to, n) = resampling along the middle axis of x (rows, from, n) */
 static void resample(const real *x, int64_t rows, int64_t from, int64_t to, int64_t n, real *y) {
 #pragma omp parallel for collapse(2)
   for (int64_t row = 0; row < rows; row++)
     for (int64_t i = 0; i < to; i++) {
-      const axis_taps taps = taps_of(i, from, to);
+      const comba_axis_taps taps = comba_axis_taps_of(i, from, to);
       const real *p0 = x + (row * from + taps.place[0]) * n, *p1 = x + (row * from + taps.place[1]) * n;
       const real *p2 = x + (row * from + taps.place[2]) * n, *p3 = x + (row * from + taps.place[3]) * n;
       real *out = y + (row * to + i) * n;
@@ -88,9 +67,9 @@ static void resample_back(const real *dy, int64_t rows, int64_t from, int64_t to
     for (int64_t left = 0; left < n; left += COLUMNS) {
       const int64_t right = left + COLUMNS < n ? left + COLUMNS : n;
       for (int64_t i = 0; i < to; i++) {
-        const axis_taps taps = taps_of(i, from, to);
+        const comba_axis_taps taps = comba_axis_taps_of(i, from, to);
         const real *in = dy + (row * to + i) * n;
-        for (int tap = 0; tap < TAPS; tap++) {
+        for (int tap = 0; tap < COMBA_AXIS_TAPS; tap++) {
           real *out = dx + (row * from + taps.place[tap]) * n;
           for (int64_t j = left; j < right; j++) out[j] += taps.weight[tap] * in[j];
         }

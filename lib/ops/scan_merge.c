@@ -3,33 +3,10 @@
  * dx[direction B + b, i] = scale * dy[b, token(direction, i)] */
 #include "ops/extent.h"
 #include "ops/gradient.h"
-#include "ops/grid_order.h"
+#include "ops/grid_move.h"
 #include "ops/ops.h"
 
 enum { X };
-
-static comba_grid_scan measure(const comba_scan_attributes *a, const comba_shape *x) {
-  comba_grid_scan g = {.tokens = x->size[1], .channels = x->size[2], .height = a->height, .width = a->width};
-  switch (a->scan) {
-  case COMBA_SCAN_BI:
-    g.order[g.directions++] = COMBA_GRID_ROWS;
-    g.order[g.directions++] = COMBA_GRID_ROWS;
-    break;
-  case COMBA_SCAN_BI_ALIGNED:
-    g.order[g.directions++] = COMBA_GRID_ROWS;
-    g.order[g.directions++] = COMBA_GRID_ROWS_REVERSED;
-    break;
-  case COMBA_SCAN_CROSS:
-    g.order[g.directions++] = COMBA_GRID_ROWS;
-    g.order[g.directions++] = COMBA_GRID_COLUMNS;
-    g.order[g.directions++] = COMBA_GRID_ROWS_REVERSED;
-    g.order[g.directions++] = COMBA_GRID_COLUMNS_REVERSED;
-    break;
-  default: return g;
-  }
-  g.batch = x->size[0] / g.directions;
-  return g;
-}
 
 static real scale(const comba_scan_attributes *a, const comba_grid_scan *g) {
   return a->average ? 1 / (real)g->directions : 1;
@@ -39,7 +16,7 @@ static comba_status infer(comba_signature *s) {
   const comba_shape *x = &s->input[X];
   const comba_scan_attributes *a = s->attributes;
   if (!comba_extent_fits(x, 3)) return comba_fail_shape(s, X, "(directions B, N, d)");
-  const comba_grid_scan g = measure(a, x);
+  const comba_grid_scan g = comba_scan_merge_grid(a, x);
   if (g.directions == 0)
     return comba_fail(COMBA_ERROR_ARGUMENT, "%s: scan is %d, expected bi, bi_aligned or cross", s->op, (int)a->scan);
   if (x->size[0] % g.directions) return comba_fail_shape(s, X, g.directions == 2 ? "(2 B, N, d)" : "(4 B, N, d)");
@@ -52,13 +29,13 @@ static comba_status infer(comba_signature *s) {
 }
 
 static void forward(const comba_call *call) {
-  const comba_grid_scan g = measure(call->attributes, &call->input[X].shape);
+  const comba_grid_scan g = comba_scan_merge_grid(call->attributes, &call->input[X].shape);
   comba_grid_gather(&g, call->input[X].data, scale(call->attributes, &g), false, call->output[0].data);
 }
 
 static void backward(const comba_call *call) {
   if (comba_gradient_absent(call, 1) || !call->input_gradient[X].data) return;
-  const comba_grid_scan g = measure(call->attributes, &call->input[X].shape);
+  const comba_grid_scan g = comba_scan_merge_grid(call->attributes, &call->input[X].shape);
   comba_grid_spread(&g, call->output_gradient[0].data, scale(call->attributes, &g), call->accumulate[X],
                     call->input_gradient[X].data);
 }

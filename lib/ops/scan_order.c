@@ -6,31 +6,10 @@
 #include "core/random.h"
 #include "ops/extent.h"
 #include "ops/gradient.h"
-#include "ops/grid_order.h"
+#include "ops/grid_move.h"
 #include "ops/ops.h"
 
 enum { X };
-
-static comba_grid_scan measure(const comba_scan_attributes *a, const comba_shape *x) {
-  comba_grid_scan g = {
-      .batch = x->size[0], .tokens = x->size[1], .channels = x->size[2], .height = a->height, .width = a->width};
-  switch (a->scan) {
-  case COMBA_SCAN_FLIP: g.order[g.directions++] = COMBA_GRID_ROWS_REVERSED; break;
-  case COMBA_SCAN_TRANSPOSE: g.order[g.directions++] = COMBA_GRID_COLUMNS; break;
-  case COMBA_SCAN_BI:
-    g.order[g.directions++] = COMBA_GRID_ROWS;
-    g.order[g.directions++] = COMBA_GRID_ROWS_REVERSED;
-    break;
-  case COMBA_SCAN_CROSS:
-    g.order[g.directions++] = COMBA_GRID_ROWS;
-    g.order[g.directions++] = COMBA_GRID_COLUMNS;
-    g.order[g.directions++] = COMBA_GRID_ROWS_REVERSED;
-    g.order[g.directions++] = COMBA_GRID_COLUMNS_REVERSED;
-    break;
-  default: break;
-  }
-  return g;
-}
 
 static comba_status infer(comba_signature *s) {
   const comba_shape *x = &s->input[X];
@@ -42,7 +21,7 @@ static comba_status infer(comba_signature *s) {
                       (long long)a->height, (long long)a->width, (long long)x->size[1]);
   if (a->scan == COMBA_SCAN_RANDOM && x->size[1] > INT32_MAX)
     return comba_fail_shape(s, X, "(B, N, d) with at most 2^31 - 1 tokens for a random scan");
-  const comba_grid_scan g = measure(a, x);
+  const comba_grid_scan g = comba_scan_order_grid(a, x);
   if (g.directions == 0 && a->scan != COMBA_SCAN_RANDOM)
     return comba_fail(COMBA_ERROR_ARGUMENT, "%s: scan is %d, expected flip, transpose, random, bi or cross", s->op,
                       (int)a->scan);
@@ -69,7 +48,7 @@ static void draw_order(const comba_call *call, int64_t b, int64_t n, int32_t *to
 
 static void forward(const comba_call *call) {
   const comba_scan_attributes *a = call->attributes;
-  const comba_grid_scan g = measure(a, &call->input[X].shape);
+  const comba_grid_scan g = comba_scan_order_grid(a, &call->input[X].shape);
   const real *x = call->input[X].data;
   real *y = call->output[0].data;
   if (a->scan != COMBA_SCAN_RANDOM) {
@@ -89,7 +68,7 @@ static void forward(const comba_call *call) {
 static void backward(const comba_call *call) {
   if (comba_gradient_absent(call, 1) || !call->input_gradient[X].data) return;
   const comba_scan_attributes *a = call->attributes;
-  const comba_grid_scan g = measure(a, &call->input[X].shape);
+  const comba_grid_scan g = comba_scan_order_grid(a, &call->input[X].shape);
   const bool accumulate = call->accumulate[X];
   const real *dy = call->output_gradient[0].data;
   real *dx = call->input_gradient[X].data;
