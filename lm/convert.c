@@ -12,7 +12,8 @@
 
 enum { MAX_CONFIG = 16 << 20, MAX_NAME = 512, MAX_VALUE = 1024, DESCRIPTION = COMBA_JSON_DESCRIPTION_SIZE };
 
-static const comba_convert_format *const formats[] = {&comba_convert_mamba_ssm, &comba_convert_rwkv, NULL};
+static const comba_convert_format *const formats[] = {&comba_convert_mamba_ssm, &comba_convert_rwkv, &comba_convert_ttt,
+                                                      &comba_convert_ttt_mlp, NULL};
 
 /* ---- Configs ---- */
 
@@ -390,7 +391,9 @@ cleanup:
 int lm_convert(int argc, char **argv) {
   static const struct argp_option list[] = {
       {"from", FROM, "FORMAT", 0,
-       "Read INPUT in the layout of another project and write a model folder: mamba_ssm, rwkv", 0},
+       "Read INPUT in the layout of another project and write a model folder: mamba_ssm, rwkv, ttt, "
+       "ttt_mlp",
+       0},
       {"to", TO, "FORMAT", 0, "Read INPUT, a model folder, and write it in that layout", 0},
       {"output", OUTPUT, "DIR", 0, "New or empty folder for config.json and model.safetensors", 0},
       {0}};

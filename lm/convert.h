@@ -43,5 +43,7 @@ typedef struct comba_convert_format {
 
 extern const comba_convert_format comba_convert_mamba_ssm;
 extern const comba_convert_format comba_convert_rwkv;
+extern const comba_convert_format comba_convert_ttt;
+extern const comba_convert_format comba_convert_ttt_mlp;
 
 #endif

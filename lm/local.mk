@@ -4,6 +4,7 @@ lm_comba_lm_SOURCES = \
 	lm/convert.h \
 	lm/convert_mamba_ssm.c \
 	lm/convert_rwkv.c \
+	lm/convert_ttt.c \
 	lm/eval.c \
 	lm/evaluate.c \
 	lm/evaluate.h \
