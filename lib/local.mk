@@ -266,6 +266,7 @@ cuda_sources = \
 	lib/ops/activation.cu \
 	lib/ops/adamw.cu \
 	lib/ops/add.cu \
+	lib/ops/channel_decay.cu \
 	lib/ops/constant.cu \
 	lib/ops/cross_entropy.cu \
 	lib/ops/decay_gate.cu \
@@ -275,13 +276,19 @@ cuda_sources = \
 	lib/ops/head_scale.cu \
 	lib/ops/l2_norm.cu \
 	lib/ops/last_token.cu \
+	lib/ops/layer_norm.cu \
+	lib/ops/lerp.cu \
 	lib/ops/linear.cu \
 	lib/ops/narrow.cu \
 	lib/ops/output_correction.cu \
+	lib/ops/product.cu \
 	lib/ops/rms_norm.cu \
 	lib/ops/rotary.cu \
 	lib/ops/short_convolution.cu \
+	lib/ops/split.cu \
 	lib/ops/swiglu.cu \
+	lib/ops/time_step.cu \
+	lib/ops/token_shift.cu \
 	lib/ops/widen.cu \
 	lib/scan/cuda_scalar.cu \
 	lib/scan/delta_rule.cu \
@@ -289,7 +296,9 @@ cuda_sources = \
 cuda_headers = \
 	lib/core/cuda.h \
 	lib/core/cuda_kernel.h \
+	lib/ops/cuda_gates.h \
 	lib/ops/cuda_list.h \
+	lib/ops/cuda_rows.h \
 	lib/ops/cuda_sequences.h \
 	lib/scan/cuda_scalar.h
 EXTRA_DIST += $(cuda_sources) $(cuda_headers) lib/core/backend_cuda.c

@@ -135,8 +135,9 @@ void comba_cuda_sum_heads(const T *x, const T *y, int64_t tokens, int64_t heads,
 }
 
 /* C (m, n) = A B, or C += A B, row by row in memory: A is (m, k), or (k, m) where `transpose_a`; B likewise. A and B are T; C is T or
- * float. `batch` products, `stride_*` elements apart. `bias` (n, T) or NULL is added to each row. */
-typedef struct comba_cuda_product {
+ * float. `batch` products, `stride_*` elements apart. `bias` (n, T) or NULL is added to each row. No typedef: the row of
+ * the operator `product` has the same name, which hides that of a struct. */
+struct comba_cuda_product {
   bool transpose_a, transpose_b, accumulate;
   int64_t m, n, k;
   int64_t lda, ldb, ldc;
@@ -144,7 +145,7 @@ typedef struct comba_cuda_product {
   void *c;
   float scale;                                 /* 0 means 1 */
   int64_t batch, stride_a, stride_b, stride_c; /* batch 0 means 1 */
-} comba_cuda_product;
+};
 void comba_cuda_multiply(const comba_cuda_product *product, comba_cuda_type type, bool float_c);
 template <class T> constexpr comba_cuda_type comba_cuda_type_of() {
   return sizeof(T) == sizeof(float) ? COMBA_CUDA_FLOAT32 : COMBA_CUDA_BFLOAT16;

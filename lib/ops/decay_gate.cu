@@ -1,5 +1,5 @@
 /* g (B,T,H) = max(-100, ungated g), the gates and their gradients as decay_gate.c has them. */
-#include "core/cuda_kernel.h"
+#include "ops/cuda_gates.h"
 
 enum { A, A_LOG, DT_BIAS };
 static const float FLOOR = -100;
@@ -8,13 +8,6 @@ static comba_status infer(comba_signature *s) {
   s->forward_workspace = 0;
   s->backward_workspace = 2 * comba_shape_elements(&s->input[A]); /* du, and what each token adds to dA_log */
   return COMBA_OK;
-}
-
-static __device__ float softplus(float x) {
-  return x > 20 ? x : log1pf(expf(x));
-}
-static __device__ float precise_sigmoid(float x) {
-  return 1 / (1 + expf(-x));
 }
 
 template <class T> static void forward(const comba_call *call) {
