@@ -267,9 +267,12 @@ cuda_sources = \
 	lib/ops/adamw.cu \
 	lib/ops/add.cu \
 	lib/ops/channel_decay.cu \
+	lib/ops/channels_to_tokens.cu \
 	lib/ops/constant.cu \
 	lib/ops/cross_entropy.cu \
 	lib/ops/decay_gate.cu \
+	lib/ops/drop_path.cu \
+	lib/ops/dropout.cu \
 	lib/ops/embedding.cu \
 	lib/ops/gated_rms_norm.cu \
 	lib/ops/gradient_clip.cu \
@@ -279,11 +282,14 @@ cuda_sources = \
 	lib/ops/layer_norm.cu \
 	lib/ops/lerp.cu \
 	lib/ops/linear.cu \
+	lib/ops/mean_pool.cu \
 	lib/ops/narrow.cu \
 	lib/ops/output_correction.cu \
+	lib/ops/position_embedding.cu \
 	lib/ops/product.cu \
 	lib/ops/rms_norm.cu \
 	lib/ops/rotary.cu \
+	lib/ops/sequence_pool.cu \
 	lib/ops/short_convolution.cu \
 	lib/ops/split.cu \
 	lib/ops/swiglu.cu \
