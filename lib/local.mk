@@ -266,17 +266,22 @@ cuda_sources = \
 	lib/ops/activation.cu \
 	lib/ops/adamw.cu \
 	lib/ops/add.cu \
+	lib/ops/bonus.cu \
 	lib/ops/channel_decay.cu \
 	lib/ops/channels_to_tokens.cu \
+	lib/ops/complement.cu \
 	lib/ops/constant.cu \
 	lib/ops/cross_entropy.cu \
 	lib/ops/decay_gate.cu \
+	lib/ops/divide.cu \
+	lib/ops/dpfp.cu \
 	lib/ops/drop_path.cu \
 	lib/ops/dropout.cu \
 	lib/ops/embedding.cu \
 	lib/ops/gated_rms_norm.cu \
 	lib/ops/gradient_clip.cu \
 	lib/ops/head_scale.cu \
+	lib/ops/hedgehog.cu \
 	lib/ops/l2_norm.cu \
 	lib/ops/last_token.cu \
 	lib/ops/layer_norm.cu \
@@ -284,6 +289,7 @@ cuda_sources = \
 	lib/ops/linear.cu \
 	lib/ops/mean_pool.cu \
 	lib/ops/narrow.cu \
+	lib/ops/normalized_read.cu \
 	lib/ops/output_correction.cu \
 	lib/ops/position_embedding.cu \
 	lib/ops/product.cu \
@@ -292,8 +298,10 @@ cuda_sources = \
 	lib/ops/sequence_pool.cu \
 	lib/ops/short_convolution.cu \
 	lib/ops/split.cu \
+	lib/ops/sum_norm.cu \
 	lib/ops/swiglu.cu \
 	lib/ops/time_step.cu \
+	lib/ops/token_scale.cu \
 	lib/ops/token_shift.cu \
 	lib/ops/widen.cu \
 	lib/scan/cuda_scalar.cu \
