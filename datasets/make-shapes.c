@@ -3,7 +3,6 @@
  * Place, size, turn, proportions, pen, colours, clutter and noise are random, and a shape is as often lighter than its ground
  * as darker: single pixels tell nothing of the class, its form does. Picture number n of a split depends on the seed and n
  * alone. Half of the files are PNG, half JPEG. The folder appears under its name when it is complete. */
-#include <argp.h>
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>
@@ -14,6 +13,7 @@
 #include "core/file.h"
 #include "core/random.h"
 #include "data/image_write.h"
+#include "program/options.h"
 
 enum { CLASSES = 10, MAX_POINTS = 64, MAX_STROKES = 6, MAX_SIZE = 1024 };
 static const double pi = 3.14159265358979323846;
@@ -351,23 +351,14 @@ cleanup:
 
 /* ---- Command line ---- */
 
-static long parse_number(struct argp_state *state, const char *name, const char *text, long low, long high) {
-  char *end;
-  errno = 0;
-  const long number = strtol(text, &end, 10);
-  if (errno || end == text || *end || number < low || number > high)
-    argp_error(state, "--%s %s, expected a whole number from %ld to %ld", name, text, low, high);
-  return number;
-}
-
 static error_t parse_option(int key, char *text, struct argp_state *state) {
   arguments *a = state->input;
   switch (key) {
   case 'o': a->output = text; return 0;
-  case 's': a->seed = (uint64_t)parse_number(state, "seed", text, 0, INT32_MAX); return 0;
-  case 't': a->train = (int)parse_number(state, "train", text, CLASSES, 10000000); return 0;
-  case 'e': a->test = (int)parse_number(state, "test", text, CLASSES, 10000000); return 0;
-  case 'p': a->size = (int)parse_number(state, "size", text, 16, MAX_SIZE); return 0;
+  case 's': a->seed = (uint64_t)comba_option_integer(state, "--seed", text, 0, INT32_MAX); return 0;
+  case 't': a->train = (int)comba_option_integer(state, "--train", text, CLASSES, 10000000); return 0;
+  case 'e': a->test = (int)comba_option_integer(state, "--test", text, CLASSES, 10000000); return 0;
+  case 'p': a->size = (int)comba_option_integer(state, "--size", text, 16, MAX_SIZE); return 0;
   case ARGP_KEY_ARG: argp_error(state, "unexpected argument '%s'", text); return 0;
   case ARGP_KEY_END:
     if (!a->output || !a->output[0]) argp_error(state, "--output is missing, expected a folder");
@@ -390,7 +381,7 @@ int main(int argc, char **argv) {
       NULL,    NULL,
       NULL};
   arguments a = {.train = 8000, .test = 2000, .size = 32};
-  argp_err_exit_status = 2;
+  argp_err_exit_status = COMBA_EXIT_USAGE;
   argp_parse(&argp, argc, argv, 0, NULL, &a);
   if (make_set(&a) != COMBA_OK) {
     fprintf(stderr, "make-shapes: %s\n", comba_last_error());

@@ -26,3 +26,20 @@ documentation = \
 	docs/mixers/ttt_mlp.md \
 	docs/scalar_decay.md
 EXTRA_DIST += $(documentation)
+
+# What is installed for man and bash, printed by the programs from their option tables.
+man_MANS = docs/comba-lm.1 docs/comba-vision.1
+bashcompletiondir = $(datadir)/bash-completion/completions
+bashcompletion_DATA = docs/completion/comba-lm docs/completion/comba-vision
+CLEANFILES += $(man_MANS) $(bashcompletion_DATA)
+
+docs/comba-lm.1 docs/completion/comba-lm: lm/comba-lm$(EXEEXT)
+docs/comba-vision.1 docs/completion/comba-vision: vision/comba-vision$(EXEEXT)
+docs/comba-lm.1:
+	$(AM_V_GEN)$(MKDIR_P) $(@D) && lm/comba-lm --manual >$@.new && mv $@.new $@
+docs/comba-vision.1:
+	$(AM_V_GEN)$(MKDIR_P) $(@D) && vision/comba-vision --manual >$@.new && mv $@.new $@
+docs/completion/comba-lm:
+	$(AM_V_GEN)$(MKDIR_P) $(@D) && lm/comba-lm --completion >$@.new && mv $@.new $@
+docs/completion/comba-vision:
+	$(AM_V_GEN)$(MKDIR_P) $(@D) && vision/comba-vision --completion >$@.new && mv $@.new $@

@@ -358,6 +358,8 @@ lib_libprogram_la_SOURCES = \
 	lib/program/forward.h \
 	lib/program/info.c \
 	lib/program/info.h \
+	lib/program/manual.c \
+	lib/program/manual.h \
 	lib/program/options.c \
 	lib/program/options.h \
 	lib/program/presets.c \

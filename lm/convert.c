@@ -388,26 +388,28 @@ cleanup:
   return status;
 }
 
+static const struct argp_option list[] = {
+    {"from", FROM, "FORMAT", 0,
+     "Read INPUT in the layout of another project and write a model folder: mamba_ssm, rwkv, ttt, "
+     "ttt_mlp",
+     0},
+    {"to", TO, "FORMAT", 0, "Read INPUT, a model folder, and write it in that layout", 0},
+    {"output", OUTPUT, "DIR", 0, "New or empty folder for config.json and model.safetensors", 0},
+    {0}};
+static const struct argp_child children[] = {{&comba_common_argp, 0, 0, 0}, {0}};
+const struct argp lm_convert_argp = {
+    list,
+    parse_option,
+    "INPUT",
+    "Convert models from and to the layouts of other projects (docs/formats.md). Numbers keep "
+    "their type and their bits; the model of ours is loaded once to see that it is whole.",
+    children,
+    0,
+    0};
+
 int lm_convert(int argc, char **argv) {
-  static const struct argp_option list[] = {
-      {"from", FROM, "FORMAT", 0,
-       "Read INPUT in the layout of another project and write a model folder: mamba_ssm, rwkv, ttt, "
-       "ttt_mlp",
-       0},
-      {"to", TO, "FORMAT", 0, "Read INPUT, a model folder, and write it in that layout", 0},
-      {"output", OUTPUT, "DIR", 0, "New or empty folder for config.json and model.safetensors", 0},
-      {0}};
-  static const struct argp_child children[] = {{&comba_common_argp, 0, 0, 0}, {0}};
-  const struct argp argp = {list,
-                            parse_option,
-                            "INPUT",
-                            "Convert models from and to the layouts of other projects (docs/formats.md). Numbers keep "
-                            "their type and their bits; the model of ours is loaded once to see that it is whole.",
-                            children,
-                            0,
-                            0};
   options o = {.common = comba_common_defaults()};
-  comba_options_parse(&argp, argc, argv, &o);
+  comba_options_parse(&lm_convert_argp, argc, argv, &o);
   const comba_status status = run(&o);
   return status == COMBA_OK ? 0 : comba_report_failure(argv[0], status);
 }

@@ -71,27 +71,28 @@ cleanup:
   return status;
 }
 
+static const struct argp_option list[] = {
+    {"model", MODEL, "DIR", 0, "Folder with config.json and model.safetensors", 0},
+    {"data", DATA, "FILE", 0,
+     "Any file as bytes, or a token file; of examples the marked tokens count; may be given several times", 0},
+    {"batch-size", BATCH, "N", 0, "Windows at a time (default 16)", 0},
+    {"sequence-length", LENGTH, "N", 0, "Tokens a window; the state is reset at each (default 256)", 0},
+    {"profile", PROFILE, 0, 0, "Print the time of each operator", 0},
+    {0}};
+static const struct argp_child children[] = {{&comba_common_argp, 0, 0, 0}, {0}};
+const struct argp lm_eval_argp = {
+    list,
+    parse,
+    "[FILE...]",
+    "Loss, perplexity, bits per byte and accuracy over non-overlapping windows, or over examples.",
+    children,
+    0,
+    0};
+
 int lm_eval(int argc, char **argv) {
-  static const struct argp_option list[] = {
-      {"model", MODEL, "DIR", 0, "Folder with config.json and model.safetensors", 0},
-      {"data", DATA, "FILE", 0,
-       "Any file as bytes, or a token file; of examples the marked tokens count; may be given several times", 0},
-      {"batch-size", BATCH, "N", 0, "Windows at a time (default 16)", 0},
-      {"sequence-length", LENGTH, "N", 0, "Tokens a window; the state is reset at each (default 256)", 0},
-      {"profile", PROFILE, 0, 0, "Print the time of each operator", 0},
-      {0}};
-  static const struct argp_child children[] = {{&comba_common_argp, 0, 0, 0}, {0}};
-  const struct argp argp = {
-      list,
-      parse,
-      "[FILE...]",
-      "Loss, perplexity, bits per byte and accuracy over non-overlapping windows, or over examples.",
-      children,
-      0,
-      0};
   static options o; /* large */
   o = (options){.common = comba_common_defaults(), .batch = 16, .length = 256};
-  comba_options_parse(&argp, argc, argv, &o);
+  comba_options_parse(&lm_eval_argp, argc, argv, &o);
   const comba_status status = run(&o);
   return status == COMBA_OK ? 0 : comba_report_failure(argv[0], status);
 }

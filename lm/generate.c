@@ -221,28 +221,29 @@ cleanup:
   return status;
 }
 
+static const struct argp_option list[] = {
+    {"model", MODEL, "DIR", 0, "Folder with config.json and model.safetensors", 0},
+    {"prompt", PROMPT, "TEXT", 0, "Text to continue (byte models, vocabulary 256)", 0},
+    {"prompt-tokens", PROMPT_TOKENS, "N,N,...", 0, "Token numbers to continue, for other vocabularies", 0},
+    {"max-tokens", MAX_TOKENS, "N", 0, "Tokens to generate (default 200)", 0},
+    {"temperature", TEMPERATURE, "X", 0, "Divides the logits; 0 takes the most probable token (default 0.8)", 0},
+    {"top-k", TOP_K, "N", 0, "Draw among the N most probable tokens, 0 for all (default 0)", 0},
+    {"top-p", TOP_P, "X", 0, "Draw among the most probable tokens that hold this share (default 1)", 0},
+    {0}};
+static const struct argp_child children[] = {{&comba_common_argp, 0, 0, 0}, {0}};
+const struct argp lm_generate_argp = {
+    list,
+    parse,
+    0,
+    "Continue a prompt, token by token from a recurrent state: memory does not grow with the text unless a "
+    "layer attends without a window.",
+    children,
+    0,
+    0};
+
 int lm_generate(int argc, char **argv) {
-  static const struct argp_option list[] = {
-      {"model", MODEL, "DIR", 0, "Folder with config.json and model.safetensors", 0},
-      {"prompt", PROMPT, "TEXT", 0, "Text to continue (byte models, vocabulary 256)", 0},
-      {"prompt-tokens", PROMPT_TOKENS, "N,N,...", 0, "Token numbers to continue, for other vocabularies", 0},
-      {"max-tokens", MAX_TOKENS, "N", 0, "Tokens to generate (default 200)", 0},
-      {"temperature", TEMPERATURE, "X", 0, "Divides the logits; 0 takes the most probable token (default 0.8)", 0},
-      {"top-k", TOP_K, "N", 0, "Draw among the N most probable tokens, 0 for all (default 0)", 0},
-      {"top-p", TOP_P, "X", 0, "Draw among the most probable tokens that hold this share (default 1)", 0},
-      {0}};
-  static const struct argp_child children[] = {{&comba_common_argp, 0, 0, 0}, {0}};
-  const struct argp argp = {
-      list,
-      parse,
-      0,
-      "Continue a prompt, token by token from a recurrent state: memory does not grow with the text unless a "
-      "layer attends without a window.",
-      children,
-      0,
-      0};
   options o = {.common = comba_common_defaults(), .max_tokens = 200, .temperature = 0.8, .top_p = 1};
-  comba_options_parse(&argp, argc, argv, &o);
+  comba_options_parse(&lm_generate_argp, argc, argv, &o);
   const comba_status status = run(&o);
   return status == COMBA_OK ? 0 : comba_report_failure(argv[0], status);
 }

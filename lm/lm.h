@@ -11,6 +11,8 @@ int lm_generate(int argc, char **argv);
 int lm_forward(int argc, char **argv);
 int lm_convert(int argc, char **argv);
 
+extern const struct argp lm_train_argp, lm_eval_argp, lm_generate_argp, lm_forward_argp, lm_convert_argp;
+
 extern const comba_preset lm_presets[];
 
 /* Loads a language model; another kind is an error. */

@@ -25,12 +25,12 @@ static int info(int argc, char **argv) {
 
 int main(int argc, char **argv) {
   static const comba_command commands[] = {
-      {"train", "train a model on text files or token files", lm_train},
-      {"eval", "loss, perplexity and bits per byte of a model on a file", lm_eval},
-      {"generate", "continue a prompt", lm_generate},
-      {"forward", "one batch from a safetensors file: logits, loss, gradients", lm_forward},
-      {"convert", "a model from or to the layout of another project", lm_convert},
-      {"info", "what a model or a preset is and costs; the table of mixers", info},
+      {"train", "train a model on text files or token files", lm_train, &lm_train_argp},
+      {"eval", "loss, perplexity and bits per byte of a model on a file", lm_eval, &lm_eval_argp},
+      {"generate", "continue a prompt", lm_generate, &lm_generate_argp},
+      {"forward", "one batch from a safetensors file: logits, loss, gradients", lm_forward, &lm_forward_argp},
+      {"convert", "a model from or to the layout of another project", lm_convert, &lm_convert_argp},
+      {"info", "what a model or a preset is and costs; the table of mixers", info, &comba_info_argp},
       {0}};
   return comba_program_run(argc, argv, "Language models on Comba and its peers.", commands);
 }

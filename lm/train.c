@@ -6,7 +6,6 @@
 #include "evaluate.h"
 #include "core/graph.h"
 #include "core/status.h"
-#include "program/curves.h"
 #include "program/describe.h"
 
 enum { MAX_FILES = 4096 };
@@ -78,22 +77,6 @@ static json_t *run_settings(const session *s) {
                    "sequence_length", (json_int_t)s->options->length, "config", config);
 }
 
-static void report(const options *o, const comba_training_result *result) {
-  if (o->common.json) {
-    json_t *object = json_pack("{s:I, s:b, s:f, s:s}", "step", (json_int_t)result->step, "finished", result->finished,
-                               "seconds", result->seconds, "output", o->training.output);
-    if (object && result->evaluation) json_object_set(object, "evaluation", result->evaluation);
-    json_dumpf(object, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
-    putchar('\n');
-    json_decref(object);
-  } else {
-    printf("%lld steps in %.0f s\nmodel   %s\ncurves  %s%s\n", (long long)result->step, result->seconds,
-           o->training.output, result->curves, comba_curves_have_gnuplot() ? "" : " (plain: gnuplot was not found)");
-    const json_t *loss = json_object_get(result->evaluation, "loss");
-    if (loss) printf("validation loss %.5f nats a token\n", json_number_value(loss));
-  }
-}
-
 static comba_status complete(options *o, const comba_preset *preset) {
   if (preset) {
     comba_training_merge(&o->training, &preset->training);
@@ -148,7 +131,9 @@ static comba_status run(options *o) {
             (long long)training.units_per_step);
   comba_profile_enable(o->profile);
   COMBA_TRY(comba_train(&training, &result));
-  report(o, &result);
+  comba_training_report(&training, &result);
+  const json_t *loss = json_object_get(result.evaluation, "loss");
+  if (loss && !o->common.json) printf("validation loss %.5f nats a token\n", json_number_value(loss));
   if (o->profile) comba_describe_profile();
 cleanup:
   comba_training_result_release(&result);
@@ -161,29 +146,30 @@ cleanup:
   return status;
 }
 
+static const struct argp_option list[] = {
+    {0, 0, 0, 0, "Model and data:", 10},
+    {"config", CONFIG, "FILE", 0, "config.json of the model to build", 0},
+    {"preset", PRESET, "NAME", 0, "Built-in model and recipe ('comba-lm info --presets')", 0},
+    {"data", DATA, "FILE...", 0, "Files to train on: any file as bytes (vocab_size 256), or token files", 0},
+    {"validation-data", VALIDATION, "FILE", 0, "Held-out file; its loss decides which weights go to best/", 0},
+    {"sequence-length", LENGTH, "N", 0, "Tokens a sequence (default 256)", 0},
+    {"profile", PROFILE, 0, 0, "Print the time of each operator at the end", 0},
+    {0}};
+static const struct argp_child children[] = {{&comba_training_argp, 0, 0, 0}, {&comba_common_argp, 0, 0, 0}, {0}};
+const struct argp lm_train_argp = {
+    list,
+    parse,
+    "[FILE...]",
+    "Train a language model. The output folder gets config.json, model.safetensors, checkpoints, "
+    "log.jsonl and curves.svg; Ctrl-C ends in order, and --resume goes on.",
+    children,
+    0,
+    0};
+
 int lm_train(int argc, char **argv) {
-  static const struct argp_option list[] = {
-      {0, 0, 0, 0, "Model and data:", 10},
-      {"config", CONFIG, "FILE", 0, "config.json of the model to build", 0},
-      {"preset", PRESET, "NAME", 0, "Built-in model and recipe ('comba-lm info --presets')", 0},
-      {"data", DATA, "FILE...", 0, "Files to train on: any file as bytes (vocab_size 256), or token files", 0},
-      {"validation-data", VALIDATION, "FILE", 0, "Held-out file; its loss decides which weights go to best/", 0},
-      {"sequence-length", LENGTH, "N", 0, "Tokens a sequence (default 256)", 0},
-      {"profile", PROFILE, 0, 0, "Print the time of each operator at the end", 0},
-      {0}};
-  static const struct argp_child children[] = {{&comba_training_argp, 0, 0, 0}, {&comba_common_argp, 0, 0, 0}, {0}};
-  const struct argp argp = {
-      list,
-      parse,
-      "[FILE...]",
-      "Train a language model. The output folder gets config.json, model.safetensors, checkpoints, "
-      "log.jsonl and curves.svg; Ctrl-C ends in order, and --resume goes on.",
-      children,
-      0,
-      0};
   static options o; /* large */
   o = (options){.common = comba_common_defaults(), .training = comba_training_unset()};
-  comba_options_parse(&argp, argc, argv, &o);
+  comba_options_parse(&lm_train_argp, argc, argv, &o);
   const comba_status status = run(&o);
   return status == COMBA_OK ? 0 : comba_report_failure(argv[0], status);
 }

@@ -116,7 +116,30 @@ for program in "$lm" "$vision"; do
   is_json model_type recurrence state_elements flops_per_token source
   works "$program" info --presets
   says '^[a-z]'
+  works "$program" --manual
+  says '^\.TH COMBA-'
+  says gradients
+  works "$program" --completion
+  says "--gradient-accumulation"
 done
+
+# complete WORD...: what bash offers for the last word
+complete() {
+  works "$1" --completion
+  {
+    cat out
+    echo "COMP_WORDS=($(printf " '%s'" "$@")) COMP_CWORD=$(($# - 1)); _$(basename "$1" | tr - _); printf '%s\\n' \"\${COMPREPLY[@]}\""
+  } >complete.bash
+  works bash complete.bash
+}
+if command -v bash >/dev/null; then
+  complete "$lm" tr
+  says '^train$'
+  complete "$lm" train --mode ch
+  says '^chunk$'
+  complete "$vision" train --label
+  says '^--label-smoothing$'
+fi
 
 works $train_lm --output lm
 for file in config.json model.safetensors log.jsonl curves.svg run.json best/model.safetensors \
@@ -177,6 +200,11 @@ works "$vision" predict --model vision --json "$picture"
 is_json image predictions
 works "$vision" info --model vision --json
 is_json 'model_type="comba_vision"' parameters
+works "$build/examples/mixer"
+works "$build/examples/decode" lm "7 bottles"
+says '^7 bottles'
+works "$build/examples/classify" vision "$picture"
+says '%'
 tensors '{"pixel_values":{"dtype":"F32","shape":[2,3,16,16],"data_offsets":[0,6144]},"labels":{"dtype":"I64","shape":[2],"data_offsets":[6144,6160]}}' \
   6160 >pixels.safetensors
 works "$vision" forward --model vision --input pixels.safetensors --output forward.safetensors --gradients

@@ -163,6 +163,12 @@ for size in 0 7 8 100 2000 $(($(wc -c <lm/model.safetensors) - 1)); do
 done
 { cat lm/model.safetensors && printf x; } >damaged/model.safetensors
 weights 'bytes of data'
+cp lm/model.safetensors damaged
+sed 's/"use_short_conv": true/"use_short_conv": false/' lm/config.json >damaged/config.json
+weights '3 not expected: model.layers.0.attn.k_conv1d.weight'
+sed 's/"num_hidden_layers": 2/"num_hidden_layers": 3/' lm/config.json >damaged/config.json
+weights '20 of 52 tensors missing: model.layers.2'
+cp lm/config.json damaged
 { printf '\377\377\377\377\377\377\377\377' && tail -c +9 lm/model.safetensors; } >damaged/model.safetensors
 weights 'a header of 18446744073709551615 bytes'
 altered 'dtype is "F99"' '"F32"' '"F99"'
@@ -201,7 +207,10 @@ ids '__metadata__' '{"__metadata__":{"format":3}}' 0
 ids 'input_ids' "{\"input_ids\":{$a:[0,9],\"data_offsets\":[0,0]}}" 0
 ids 'input_ids' "{\"input_ids\":{$a:[9],\"data_offsets\":[0,36]}}" 36
 { tensors "{\"input_ids\":{$a:[1,2],\"data_offsets\":[0,8]}}" 4 && printf '\0\1\0\0'; } >ids.safetensors
-refuses '256' "$lm" forward --model lm --input ids.safetensors --output never
+refuses 'ids.safetensors: input_ids: value 256' "$lm" forward --model lm --input ids.safetensors --output never
+labels='"labels":{"dtype":"I32","shape":[1,2],"data_offsets":[8,16]}'
+{ tensors "{\"input_ids\":{$a:[1,2],\"data_offsets\":[0,8]},$labels}" 12 && printf '\54\1\0\0'; } >ids.safetensors
+refuses 'ids.safetensors: targets: value 300' "$lm" forward --model lm --input ids.safetensors --output never
 absent never
 
 # ---- Token files ----
@@ -385,6 +394,16 @@ if [ "$(id -u)" != 0 ]; then
   cp text.txt unreadable.txt
   chmod 0 unreadable.txt
   refuses 'unreadable.txt' "$lm" eval --model lm --data unreadable.txt
+elif command -v setpriv >/dev/null; then # as somebody whom the permissions bind, if that one can reach the programs
+  chmod 755 .
+  other="setpriv --reuid=65534 --regid=65534 --clear-groups"
+  cp text.txt unreadable.txt
+  chmod 600 unreadable.txt
+  mkdir locked
+  if $other "$lm" --version >out 2>&1; then
+    refuses 'unreadable.txt' $other "$lm" eval --model lm --data unreadable.txt
+    refuses 'locked/run' $other $train_lm --output locked/run
+  fi
 fi
 
 # The disk is full in the middle: the last good checkpoint stays, and with more room the run ends as one that was never stopped.
@@ -421,28 +440,36 @@ fi
 
 # ---- Signals ----
 
-# SIGTERM at any moment: exit code 0 in order or death by the signal before the run began, and then the run goes on.
+# SIGTERM and SIGINT at any moment: exit code 0 in order or death by the signal before the run began, and then the run goes on.
+# (What a shell starts in the background ignores SIGINT until it asks for it.)
 long="$train_lm --steps 60 --checkpoint-every 7 --learning-rate 0.001 --warmup-steps 3"
 works $long --output never-stopped
 for delay in 0 0.01 0.03 0.06 0.1 0.2; do
+  signal=TERM
+  case $delay in 0.01 | 0.06 | 0.2) signal=INT ;; esac
   cases=$((cases + 1))
   $long --output terminated --resume >out 2>err &
   pid=$!
   sleep $delay
-  kill -TERM $pid 2>/dev/null
+  kill -$signal $pid 2>/dev/null
   { wait $pid; } 2>/dev/null
   code=$?
   pid=
-  [ $code = 0 ] || [ $code = 143 ] || fail "exit code $code after SIGTERM"
-  [ -z "$(find terminated -name '*tmp*' 2>/dev/null)" ] || [ $code = 143 ] || fail "SIGTERM left half a file"
+  [ $code = 0 ] || [ $code = 143 ] || fail "exit code $code after SIG$signal"
+  [ -z "$(find terminated -name '*tmp*' 2>/dev/null)" ] || [ $code = 143 ] || fail "SIG$signal left half a file"
 done
 works $long --output terminated --resume
 same never-stopped/model.safetensors terminated/model.safetensors
 
+# Waits until FOLDER has a checkpoint or the run has ended; old ones go, so any will do.
+await_checkpoint() {
+  while [ -z "$(find "$1" -maxdepth 1 -name 'checkpoint-*[0-9]' 2>/dev/null)" ] && kill -0 $pid 2>/dev/null; do sleep 0.02; done
+}
+
 # The folder vanishes below a run.
 $long --output vanishing --steps 100000 >out 2>err &
 pid=$!
-while [ ! -e vanishing/checkpoint-7 ] && kill -0 $pid 2>/dev/null; do sleep 0.02; done
+await_checkpoint vanishing
 mv vanishing vanished
 cases=$((cases + 1))
 wait $pid
@@ -450,6 +477,20 @@ code=$?
 pid=
 [ $code = 1 ] && [ "$(wc -l <err)" = 1 ] && grep -q 'vanishing' err || fail "exit code $code after the folder vanished"
 refuses 'another --output' $train_lm --output vanished
+step=$(find vanished -name 'checkpoint-*[0-9]' | sed 's/.*-//' | sort -n | tail -n 1)
+works $long --output vanished --resume --steps $((step + 1))
+[ -s vanished/model.safetensors ] || fail "the run whose folder vanished does not go on in it"
+
+# It is deleted below a run, file by file.
+$long --output deleted --steps 100000 >out 2>err &
+pid=$!
+await_checkpoint deleted
+while ! rm -rf deleted 2>/dev/null; do :; done
+cases=$((cases + 1))
+wait $pid
+code=$?
+pid=
+[ $code = 1 ] && [ "$(wc -l <err)" = 1 ] && grep -q 'deleted' err || fail "exit code $code after the folder was deleted"
 
 [ $failures = 0 ] && echo "hostile.sh: $cases cases" || echo "hostile.sh: $failures failures" >&2
 exit $((failures != 0))

@@ -38,4 +38,10 @@ for program in comba-lm comba-vision; do
     echo "installed.sh: $program --version does not say $version" >&2
     exit 1
   }
+  for file in share/man/man1/$program.1 share/bash-completion/completions/$program; do
+    grep -q -e threads "$prefix/$file" || {
+      echo "installed.sh: $file has no option --threads" >&2
+      exit 1
+    }
+  done
 done

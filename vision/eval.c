@@ -239,23 +239,24 @@ cleanup:
   return status;
 }
 
+static const struct argp_option list[] = {
+    {"model", MODEL, "DIR", 0, "Folder with config.json, model.safetensors and preprocessor_config.json", 0},
+    {"data", DATA, "DIR", 0, "Folder of class folders, of IDX files or of CIFAR binary batches; classes match by name",
+     0},
+    {"split", SPLIT, "train|validation|test|all", 0,
+     "Which pictures (default: the held-out ones; for the folder trained on, those of split.tsv)", 0},
+    {"batch-size", BATCH, "N", 0, "Pictures at a time (default 64)", 0},
+    {"skip-bad", SKIP_BAD, 0, 0, "Leave damaged pictures out instead of failing at the first", 0},
+    {"figures", FIGURES, "DIR", 0, "Write confusion.png and mistakes.png (the worst mistakes) into this folder", 0},
+    {"profile", PROFILE, 0, 0, "Print the time of each operator", 0},
+    {0}};
+static const struct argp_child children[] = {{&comba_common_argp, 0, 0, 0}, {0}};
+const struct argp vision_eval_argp = {
+    list, parse, 0, "Accuracy, top-5, loss and confusion matrix of a classifier on a data set.", children, 0, 0};
+
 int vision_eval(int argc, char **argv) {
-  static const struct argp_option list[] = {
-      {"model", MODEL, "DIR", 0, "Folder with config.json, model.safetensors and preprocessor_config.json", 0},
-      {"data", DATA, "DIR", 0,
-       "Folder of class folders, of IDX files or of CIFAR binary batches; classes match by name", 0},
-      {"split", SPLIT, "train|validation|test|all", 0,
-       "Which pictures (default: the held-out ones; for the folder trained on, those of split.tsv)", 0},
-      {"batch-size", BATCH, "N", 0, "Pictures at a time (default 64)", 0},
-      {"skip-bad", SKIP_BAD, 0, 0, "Leave damaged pictures out instead of failing at the first", 0},
-      {"figures", FIGURES, "DIR", 0, "Write confusion.png and mistakes.png (the worst mistakes) into this folder", 0},
-      {"profile", PROFILE, 0, 0, "Print the time of each operator", 0},
-      {0}};
-  static const struct argp_child children[] = {{&comba_common_argp, 0, 0, 0}, {0}};
-  const struct argp argp = {
-      list, parse, 0, "Accuracy, top-5, loss and confusion matrix of a classifier on a data set.", children, 0, 0};
   options o = {.common = comba_common_defaults(), .batch = 64, .split = -1};
-  comba_options_parse(&argp, argc, argv, &o);
+  comba_options_parse(&vision_eval_argp, argc, argv, &o);
   const comba_status status = run(&o);
   return status == COMBA_OK ? 0 : comba_report_failure(argv[0], status);
 }

@@ -25,11 +25,11 @@ static int info(int argc, char **argv) {
 
 int main(int argc, char **argv) {
   static const comba_command commands[] = {
-      {"train", "train a classifier on a folder of pictures", vision_train},
-      {"eval", "accuracy, loss and confusion matrix on a data set", vision_eval},
-      {"predict", "name what is on pictures", vision_predict},
-      {"forward", "one batch from a safetensors file: logits, loss, gradients", vision_forward},
-      {"info", "what a model or a preset is and costs; the table of mixers", info},
+      {"train", "train a classifier on a folder of pictures", vision_train, &vision_train_argp},
+      {"eval", "accuracy, loss and confusion matrix on a data set", vision_eval, &vision_eval_argp},
+      {"predict", "name what is on pictures", vision_predict, &vision_predict_argp},
+      {"forward", "one batch from a safetensors file: logits, loss, gradients", vision_forward, &vision_forward_argp},
+      {"info", "what a model or a preset is and costs; the table of mixers", info, &comba_info_argp},
       {0}};
   return comba_program_run(argc, argv, "Image classifiers on Comba and its peers.", commands);
 }

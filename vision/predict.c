@@ -162,16 +162,17 @@ cleanup:
   return status;
 }
 
+static const struct argp_option list[] = {
+    {"model", MODEL, "DIR", 0, "Folder with config.json, model.safetensors and preprocessor_config.json", 0},
+    {"csv", CSV, 0, 0, "One line a picture: path, then class and probability of the five best", 0},
+    {0}};
+static const struct argp_child children[] = {{&comba_common_argp, 0, 0, 0}, {0}};
+const struct argp vision_predict_argp = {
+    list, parse, "IMAGE...", "The five most probable classes of each picture (PNG or JPEG).", children, 0, 0};
+
 int vision_predict(int argc, char **argv) {
-  static const struct argp_option list[] = {
-      {"model", MODEL, "DIR", 0, "Folder with config.json, model.safetensors and preprocessor_config.json", 0},
-      {"csv", CSV, 0, 0, "One line a picture: path, then class and probability of the five best", 0},
-      {0}};
-  static const struct argp_child children[] = {{&comba_common_argp, 0, 0, 0}, {0}};
-  const struct argp argp = {
-      list, parse, "IMAGE...", "The five most probable classes of each picture (PNG or JPEG).", children, 0, 0};
   options o = {.common = comba_common_defaults()};
-  comba_options_parse(&argp, argc, argv, &o);
+  comba_options_parse(&vision_predict_argp, argc, argv, &o);
   int code = 0;
   const comba_status status = run(&o, argv[0], &code);
   return status == COMBA_OK ? code : comba_report_failure(argv[0], status);

@@ -11,7 +11,6 @@
 #include "evaluate.h"
 #include "model/json.h"
 #include "model/model_private.h"
-#include "program/curves.h"
 #include "program/describe.h"
 
 typedef struct options {
@@ -277,22 +276,6 @@ static json_t *run_settings(const session *s) {
                    config);
 }
 
-static void report(const options *o, const comba_training_result *result) {
-  const json_t *accuracy = json_object_get(result->evaluation, "accuracy");
-  if (o->common.json) {
-    json_t *object = json_pack("{s:I, s:b, s:f, s:s}", "step", (json_int_t)result->step, "finished", result->finished,
-                               "seconds", result->seconds, "output", o->training.output);
-    if (object && result->evaluation) json_object_set(object, "evaluation", result->evaluation);
-    json_dumpf(object, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
-    putchar('\n');
-    json_decref(object);
-    return;
-  }
-  printf("%lld steps in %.0f s\nmodel   %s\ncurves  %s%s\n", (long long)result->step, result->seconds,
-         o->training.output, result->curves, comba_curves_have_gnuplot() ? "" : " (plain: gnuplot was not found)");
-  if (accuracy) printf("validation accuracy %.2f %%\n", 100 * json_number_value(accuracy));
-}
-
 /* Options that the command line leaves open: from the preset, then the defaults. */
 static void take_preset(options *o, const comba_preset *preset) {
   if (preset) {
@@ -369,7 +352,9 @@ static comba_status run(options *o) {
             (long long)training.units_per_step);
   comba_profile_enable(o->profile);
   COMBA_TRY(comba_train(&training, &result));
-  report(o, &result);
+  comba_training_report(&training, &result);
+  const json_t *accuracy = json_object_get(result.evaluation, "accuracy");
+  if (accuracy && !o->common.json) printf("validation accuracy %.2f %%\n", 100 * json_number_value(accuracy));
   if (o->profile) comba_describe_profile();
 cleanup:
   comba_training_result_release(&result);
@@ -381,38 +366,39 @@ cleanup:
   return status;
 }
 
+static const struct argp_option list[] = {
+    {0, 0, 0, 0, "Model and data:", 10},
+    {"config", CONFIG, "FILE", 0, "config.json of the model to build; classes and channels come from the data", 0},
+    {"preset", PRESET, "NAME", 0, "Built-in model and recipe ('comba-vision info --presets')", 0},
+    {"data", DATA, "DIR", 0, "Folder of class folders (PNG, JPEG), of IDX files or of CIFAR binary batches", 0},
+    {"epochs", EPOCHS, "X", 0, "Times through the training pictures (default 20)", 0},
+    {"validation-fraction", VALIDATION_FRACTION, "X", 0,
+     "Part of the training pictures to hold out, class by class (default 0.1 if the data has no val/ or test/, else "
+     "0)",
+     0},
+    {"fit", FIT, "crop|pad|stretch", 0, "How pictures of other shapes become square (default crop)", 0},
+    {"crop-padding", CROP_PADDING, "N", 0, "Random crops of pictures padded by N pixels, 0 for none (default 4)", 0},
+    {"flip", FLIP, "yes|no", 0, "Mirror half of the pictures (default yes; a preset may say no)", 0},
+    {"label-smoothing", LABEL_SMOOTHING, "X", 0, "Share of the target spread over all classes (default 0.1)", 0},
+    {"class-weights", CLASS_WEIGHTS, "none|balanced", 0, "balanced: rare classes count more in the loss (default none)",
+     0},
+    {"max-bad-fraction", MAX_BAD_FRACTION, "X", 0,
+     "Damaged pictures are skipped; more than this share, and more than 10, end the run (default 0.05)", 0},
+    {"profile", PROFILE, 0, 0, "Print the time of each operator at the end", 0},
+    {0}};
+static const struct argp_child children[] = {{&comba_training_argp, 0, 0, 0}, {&comba_common_argp, 0, 0, 0}, {0}};
+const struct argp vision_train_argp = {
+    list,
+    parse,
+    0,
+    "Train an image classifier. The output folder gets config.json, model.safetensors, "
+    "preprocessor_config.json, best/, checkpoints, log.jsonl and curves.svg; Ctrl-C ends in order, and "
+    "--resume goes on.",
+    children,
+    0,
+    0};
+
 int vision_train(int argc, char **argv) {
-  static const struct argp_option list[] = {
-      {0, 0, 0, 0, "Model and data:", 10},
-      {"config", CONFIG, "FILE", 0, "config.json of the model to build; classes and channels come from the data", 0},
-      {"preset", PRESET, "NAME", 0, "Built-in model and recipe ('comba-vision info --presets')", 0},
-      {"data", DATA, "DIR", 0, "Folder of class folders (PNG, JPEG), of IDX files or of CIFAR binary batches", 0},
-      {"epochs", EPOCHS, "X", 0, "Times through the training pictures (default 20)", 0},
-      {"validation-fraction", VALIDATION_FRACTION, "X", 0,
-       "Part of the training pictures to hold out, class by class (default 0.1 if the data has no val/ or test/, else "
-       "0)",
-       0},
-      {"fit", FIT, "crop|pad|stretch", 0, "How pictures of other shapes become square (default crop)", 0},
-      {"crop-padding", CROP_PADDING, "N", 0, "Random crops of pictures padded by N pixels, 0 for none (default 4)", 0},
-      {"flip", FLIP, "yes|no", 0, "Mirror half of the pictures (default yes; a preset may say no)", 0},
-      {"label-smoothing", LABEL_SMOOTHING, "X", 0, "Share of the target spread over all classes (default 0.1)", 0},
-      {"class-weights", CLASS_WEIGHTS, "none|balanced", 0,
-       "balanced: rare classes count more in the loss (default none)", 0},
-      {"max-bad-fraction", MAX_BAD_FRACTION, "X", 0,
-       "Damaged pictures are skipped; more than this share, and more than 10, end the run (default 0.05)", 0},
-      {"profile", PROFILE, 0, 0, "Print the time of each operator at the end", 0},
-      {0}};
-  static const struct argp_child children[] = {{&comba_training_argp, 0, 0, 0}, {&comba_common_argp, 0, 0, 0}, {0}};
-  const struct argp argp = {
-      list,
-      parse,
-      0,
-      "Train an image classifier. The output folder gets config.json, model.safetensors, "
-      "preprocessor_config.json, best/, checkpoints, log.jsonl and curves.svg; Ctrl-C ends in order, and "
-      "--resume goes on.",
-      children,
-      0,
-      0};
   options o = {.common = comba_common_defaults(),
                .training = comba_training_unset(),
                .validation_fraction = COMBA_UNSET,
@@ -420,7 +406,7 @@ int vision_train(int argc, char **argv) {
                .max_bad_fraction = 0.05,
                .flip = COMBA_UNSET,
                .crop_padding = COMBA_UNSET};
-  comba_options_parse(&argp, argc, argv, &o);
+  comba_options_parse(&vision_train_argp, argc, argv, &o);
   const comba_status status = run(&o);
   return status == COMBA_OK ? 0 : comba_report_failure(argv[0], status);
 }

@@ -10,6 +10,8 @@ int vision_eval(int argc, char **argv);
 int vision_predict(int argc, char **argv);
 int vision_forward(int argc, char **argv);
 
+extern const struct argp vision_train_argp, vision_eval_argp, vision_predict_argp, vision_forward_argp;
+
 extern const comba_preset vision_presets[];
 
 /* Loads a vision model; another kind is an error. */

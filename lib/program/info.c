@@ -58,21 +58,22 @@ cleanup:
   return status;
 }
 
+static const struct argp_option list[] = {
+    {"model", MODEL, "DIR", 0, "Describe a trained model", 0},
+    {"config", CONFIG, "FILE", 0, "Describe what a config.json would build", 0},
+    {"preset", PRESET, "NAME", 0, "Describe a preset and print its config", 0},
+    {"presets", PRESETS, 0, 0, "List the presets", 0},
+    {"mixers", MIXERS, 0, 0, "List the mixers: recurrence, state, FLOPs, source", 0},
+    {"fields", FIELDS, "MODEL_TYPE", 0, "List the config fields of a model type, with defaults", 0},
+    {"batch-size", BATCH, "N", 0, "For the memory plan (default 1)", 0},
+    {"sequence-length", LENGTH, "N", 0, "For the memory plan of a language model (default 256)", 0},
+    {0}};
+static const struct argp_child children[] = {{&comba_common_argp, 0, 0, 0}, {0}};
+const struct argp comba_info_argp = {list, parse, 0, "Describe a model, a preset, or the mixers.", children, 0, 0};
+
 int comba_info_run(int argc, char **argv, const comba_preset *presets, loader load) {
-  static const struct argp_option list[] = {
-      {"model", MODEL, "DIR", 0, "Describe a trained model", 0},
-      {"config", CONFIG, "FILE", 0, "Describe what a config.json would build", 0},
-      {"preset", PRESET, "NAME", 0, "Describe a preset and print its config", 0},
-      {"presets", PRESETS, 0, 0, "List the presets", 0},
-      {"mixers", MIXERS, 0, 0, "List the mixers: recurrence, state, FLOPs, source", 0},
-      {"fields", FIELDS, "MODEL_TYPE", 0, "List the config fields of a model type, with defaults", 0},
-      {"batch-size", BATCH, "N", 0, "For the memory plan (default 1)", 0},
-      {"sequence-length", LENGTH, "N", 0, "For the memory plan of a language model (default 256)", 0},
-      {0}};
-  static const struct argp_child children[] = {{&comba_common_argp, 0, 0, 0}, {0}};
-  const struct argp argp = {list, parse, 0, "Describe a model, a preset, or the mixers.", children, 0, 0};
   options o = {.common = comba_common_defaults(), .batch = 1, .length = 256};
-  comba_options_parse(&argp, argc, argv, &o);
+  comba_options_parse(&comba_info_argp, argc, argv, &o);
   comba_status status = COMBA_OK;
   if (o.presets)
     comba_preset_list(presets);

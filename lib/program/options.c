@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "program/manual.h"
+
 static void print_commands(FILE *file, const char *program, const char *description, const comba_command *commands) {
   fprintf(file, "Usage: %s COMMAND [OPTION...]\n%s\n\nCommands:\n", program, description);
   for (const comba_command *command = commands; command->name; command++)
@@ -26,6 +28,14 @@ int comba_program_run(int argc, char **argv, const char *description, const comb
   }
   if (!strcmp(argv[1], "--version")) {
     printf("%s %s\n", program, comba_version());
+    return 0;
+  }
+  if (!strcmp(argv[1], "--manual")) {
+    comba_manual_print(program, description, commands);
+    return 0;
+  }
+  if (!strcmp(argv[1], "--completion")) {
+    comba_completion_print(program, commands);
     return 0;
   }
   for (const comba_command *command = commands; command->name; command++) {

@@ -15,9 +15,11 @@ enum { COMBA_EXIT_FAILURE = 1, COMBA_EXIT_USAGE = 2 };
 typedef struct comba_command {
   const char *name, *summary;
   int (*run)(int argc, char **argv); /* argv[0] is "PROGRAM COMMAND" */
+  const struct argp *argp;           /* what `run` parses with */
 } comba_command;
 
-/* Finds argv[1] in `commands` (the last has no name) and runs it; handles --help and --version. */
+/* Finds argv[1] in `commands` (the last has no name) and runs it; handles --help, --version, and for installation --manual and
+ * --completion (program/manual.h). */
 int comba_program_run(int argc, char **argv, const char *description, const comba_command *commands);
 
 /* --device --precision --mode --threads --seed --json --quiet */

@@ -292,6 +292,21 @@ cleanup:
   return status;
 }
 
+void comba_training_report(const comba_training *training, const comba_training_result *result) {
+  const char *output = training->options.output;
+  if (!training->common->json) {
+    printf("%lld steps in %.0f s\nmodel   %s\ncurves  %s%s\n", (long long)result->step, result->seconds, output,
+           result->curves, comba_curves_have_gnuplot() ? "" : " (plain: gnuplot was not found)");
+    return;
+  }
+  json_t *object = json_pack("{s:I, s:b, s:f, s:s}", "step", (json_int_t)result->step, "finished", result->finished,
+                             "seconds", result->seconds, "output", output);
+  if (object && result->evaluation) json_object_set(object, "evaluation", result->evaluation);
+  json_dumpf(object, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
+  putchar('\n');
+  json_decref(object);
+}
+
 void comba_training_result_release(comba_training_result *result) {
   json_decref(result->evaluation);
   free(result->curves);

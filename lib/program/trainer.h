@@ -58,6 +58,8 @@ typedef struct comba_training_result {
 
 /* Runs to the last step or an interruption. */
 comba_status comba_train(comba_training *training, comba_training_result *result);
+/* The outcome on standard output: text, or with --json an object with the last evaluation. */
+void comba_training_report(const comba_training *training, const comba_training_result *result);
 void comba_training_result_release(comba_training_result *result);
 
 /* The learning rate of step `step` (from 0): linear warm-up, then a cosine from `rate` to `minimum`. */
