@@ -267,6 +267,7 @@ cuda_sources = \
 	lib/ops/adamw.cu \
 	lib/ops/add.cu \
 	lib/ops/bonus.cu \
+	lib/ops/bounded_gate.cu \
 	lib/ops/channel_decay.cu \
 	lib/ops/channels_to_tokens.cu \
 	lib/ops/complement.cu \
@@ -278,6 +279,7 @@ cuda_sources = \
 	lib/ops/drop_path.cu \
 	lib/ops/dropout.cu \
 	lib/ops/embedding.cu \
+	lib/ops/exponential_gate.cu \
 	lib/ops/gated_rms_norm.cu \
 	lib/ops/gradient_clip.cu \
 	lib/ops/head_scale.cu \
