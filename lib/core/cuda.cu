@@ -44,7 +44,8 @@ comba_status comba_cuda_open() {
                       "CUDA: %s has compute capability %d.%d, expected at least 8.0; use --device cpu", properties.name,
                       properties.major, properties.minor);
   error = cudaStreamCreateWithFlags(&device.stream, cudaStreamNonBlocking);
-  if (error != cudaSuccess) return fail(error, "the stream");
+  if (error == cudaSuccess) error = comba_cuda_open_products();
+  if (error != cudaSuccess) return fail(error, "a stream and cuBLASLt");
   snprintf(device.name, sizeof device.name, "%s, sm_%d%d, CUDA %d.%d", properties.name, properties.major,
            properties.minor, version / 1000, version % 1000 / 10);
   device.open = true;

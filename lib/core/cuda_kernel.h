@@ -146,6 +146,8 @@ struct comba_cuda_product {
   float scale;                                 /* 0 means 1 */
   int64_t batch, stride_a, stride_b, stride_c; /* batch 0 means 1 */
 };
+/* Once, before the first product: nothing can be allocated while a step is recorded. */
+cudaError_t comba_cuda_open_products();
 void comba_cuda_multiply(const comba_cuda_product *product, comba_cuda_type type, bool float_c);
 template <class T> constexpr comba_cuda_type comba_cuda_type_of() {
   return sizeof(T) == sizeof(float) ? COMBA_CUDA_FLOAT32 : COMBA_CUDA_BFLOAT16;

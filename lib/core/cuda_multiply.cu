@@ -99,12 +99,12 @@ static plan *find(const comba_cuda_product *product, comba_cuda_type type, bool 
   return p;
 }
 
+cudaError_t comba_cuda_open_products() {
+  if (cublasLtCreate(&handle) != CUBLAS_STATUS_SUCCESS) return cudaErrorInitializationError;
+  return cudaMalloc(&workspace, WORKSPACE);
+}
+
 void comba_cuda_multiply(const comba_cuda_product *product, comba_cuda_type type, bool float_c) {
-  if (!handle) {
-    if (cublasLtCreate(&handle) != CUBLAS_STATUS_SUCCESS) handle = NULL;
-    comba_cuda_note(handle ? cudaMalloc(&workspace, WORKSPACE) : cudaErrorInitializationError, "cuBLASLt");
-    if (!handle || !workspace) return;
-  }
   comba_cuda_product whole;
   memset(&whole, 0, sizeof whole); /* padding is compared as well */
   whole.transpose_a = product->transpose_a;
