@@ -1,4 +1,7 @@
 documentation = \
+	docs/curves/fashion-mnist.svg \
+	docs/curves/imagenette.svg \
+	docs/curves/tinyshakespeare.svg \
 	docs/delta_rule.md \
 	docs/design.md \
 	docs/diagonal_decay.md \
@@ -24,6 +27,7 @@ documentation = \
 	docs/mixers/transformer.md \
 	docs/mixers/ttt_linear.md \
 	docs/mixers/ttt_mlp.md \
+	docs/performance.md \
 	docs/scalar_decay.md
 EXTRA_DIST += $(documentation)
 

@@ -65,6 +65,7 @@ typedef struct comba_config {
   bool scan_average, interpolate_pos_encoding;
   int pooling;                    /* comba_pooling */
   int block;                      /* 0 "vit": LayerNorm and GELU MLP; 1 "llama": RMSNorm and SwiGLU */
+  int64_t tokenizer_width;        /* channels between the convolutions of the tokenizer */
   int64_t tokenizer_convolutions; /* 0: patch embedding; n: n times {3x3 convolution, ReLU, max pool} (CCT) */
 
   /* hybrid layers: hybrid_of_layer[i] is an index into hybrid, or -1 */

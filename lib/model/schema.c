@@ -91,6 +91,8 @@ const comba_field comba_schema_vision[] = {
      .help = "\"vit\": LayerNorm and GELU MLP; \"llama\": RMSNorm and SwiGLU"},
     {"tokenizer_convolutions", COMBA_FIELD_INTEGER, CONFIG(tokenizer_convolutions), .default_value = 0, .minimum = 0,
      .maximum = 8, .help = "0: patches; n: n times 3x3 convolution, ReLU and max pool of stride 2"},
+    {"tokenizer_width", COMBA_FIELD_INTEGER, CONFIG(tokenizer_width), .default_value = 64, .minimum = 1,
+     .maximum = LARGEST_WIDTH, .help = "channels between the tokenizer's convolutions; the last gives hidden_size"},
     {0}};
 
 const comba_field comba_schema_hybrid[] = {

@@ -6,7 +6,6 @@
 #include "ops/ops.h"
 
 enum { BLOCK_VIT, BLOCK_LLAMA };
-enum { TOKENIZER_WIDTH = 64 }; /* channels between the convolutions of the tokenizer (CCT) */
 
 typedef struct grid {
   int64_t height, width;
@@ -25,20 +24,21 @@ static comba_tensor *norm(comba_build *build, const char *name, comba_tensor *x)
   return y;
 }
 
-/* (B,C,H,W) -> (B,N,d): n times {3x3 convolution, ReLU, 3x3 max pool of stride 2} */
+/* (B,C,H,W) -> (B,N,d): n times {3x3 convolution, ReLU, 3x3 max pool of stride 2}. ReLU and maximum commute: after the pool
+ * ReLU has a quarter of the pixels to go through. */
 static comba_tensor *tokenize(comba_build *build, comba_tensor *x) {
   const comba_config *config = build->config;
   int64_t channels = config->num_channels;
   for (int64_t i = 0; i < config->tokenizer_convolutions; i++) {
-    const int64_t outputs = i + 1 == config->tokenizer_convolutions ? config->hidden_size : TOKENIZER_WIDTH;
+    const int64_t outputs = i + 1 == config->tokenizer_convolutions ? config->hidden_size : config->tokenizer_width;
     const size_t length = comba_build_enter(build, "tokenizer.%lld", (long long)i);
     /* kaiming-normal for ReLU, as CCT has it */
     comba_tensor *weight =
         comba_build_parameter(build, "weight", COMBA_SHAPE(outputs, channels, 3, 3), COMBA_ROLE_CONVOLUTION,
                               (comba_initial){COMBA_DRAW_NORMAL, sqrt(2 / (9.0 * (double)channels))});
     x = comba_convolution(build->graph, x, weight, NULL, 1, 1);
-    x = comba_activation(build->graph, x, COMBA_RELU, 1);
     x = comba_max_pool(build->graph, x, 3, 2, 1);
+    x = comba_activation(build->graph, x, COMBA_RELU, 1);
     comba_build_leave(build, length);
     channels = outputs;
   }
