@@ -68,5 +68,5 @@ grep -q '^comba,31[0-9]*,' results/mixers/fashion-mnist/results.csv || fail "no 
 
 # ---- recall ----
 
-"$here/recall/run" tiny --steps 1 --threads 1 --rows comba >out 2>err || fail "recall tiny fails"
+"$here/recall/run" tiny --steps 1 --threads 1 --rows comba --rates 4e-3 >out 2>err || fail "recall tiny fails"
 grep -q '^comba,64,[-0-9e]*,no,64,16,[0-9]' results/recall/tiny/results.csv || fail "no accuracy of recall"
