@@ -306,6 +306,7 @@ cuda_sources = \
 	lib/ops/token_scale.cu \
 	lib/ops/token_shift.cu \
 	lib/ops/widen.cu \
+	lib/scan/attention.cu \
 	lib/scan/cuda_scalar.cu \
 	lib/scan/delta_rule.cu \
 	lib/scan/scalar_decay.cu
@@ -316,7 +317,8 @@ cuda_headers = \
 	lib/ops/cuda_list.h \
 	lib/ops/cuda_rows.h \
 	lib/ops/cuda_sequences.h \
-	lib/scan/cuda_scalar.h
+	lib/scan/cuda_scalar.h \
+	lib/scan/cuda_tile.h
 EXTRA_DIST += $(cuda_sources) $(cuda_headers) lib/core/backend_cuda.c
 if CUDA
 cuda_objects = $(cuda_sources:.cu=.cuda.lo)

@@ -1,0 +1,122 @@
+/* Products of tiles in shared memory, a warp's 16 rows at a time: bfloat16 on tensor cores by mma.m16n8k16, float by plain
+ * multiply-adds, both with the results spread over the warp as mma spreads them. Of every 16 x 8 results, lane l has four: rows l / 4
+ * and l / 4 + 8, columns 2 (l % 4) and the next. Of a row, the four lanes of a quad have all columns. */
+#ifndef COMBA_SCAN_CUDA_TILE_H
+#define COMBA_SCAN_CUDA_TILE_H
+
+#include "core/cuda_kernel.h"
+
+enum { TILE_ROWS = 16 };
+
+/* Between rows of a tile of `width` columns, a multiple of 8: 16 bytes more, which keep rows aligned and put eight of them on
+ * different banks. */
+template <class T, int width> constexpr int tile_stride = width + 16 / (int)sizeof(T);
+
+/* to (rows, width) = `count` rows, `stride` apart, of `columns` numbers; zero beyond. The whole block copies. `aligned`: rows begin at
+ * multiples of 16 bytes and hold a multiple of them. */
+template <int rows, int width, class T>
+static __device__ inline void tile_load(T *to, const T *from, int64_t stride, int64_t count, int64_t columns,
+                                        bool aligned) {
+  constexpr int piece = 16 / sizeof(T), pieces = width / piece, to_stride = tile_stride<T, width>;
+  if (aligned) {
+    for (int x = threadIdx.x; x < rows * pieces; x += blockDim.x) {
+      const int row = x / pieces, column = x % pieces * piece;
+      int4 value = {0, 0, 0, 0};
+      if (row < count && column < columns) value = *(const int4 *)(from + row * stride + column);
+      *(int4 *)(to + row * to_stride + column) = value;
+    }
+    return;
+  }
+  for (int x = threadIdx.x; x < rows * width; x += blockDim.x) {
+    const int row = x / width, column = x % width;
+    to[row * to_stride + column] = row < count && column < columns ? from[row * stride + column] : (T)0.0f;
+  }
+}
+
+/* f(n, i, row, column) for each result [n][i] of this lane: its row, i / 2 of the lane's two, and column in the warp's (16, N). */
+template <int N, class F> static __device__ inline void tile_each(F f) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int n = 0; n < N / 8; n++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) f(n, i, lane / 4 + i / 2 * 8, n * 8 + lane % 4 * 2 + i % 2);
+}
+
+/* ---- bfloat16 ------------------------------------------------------------------------------------------------------- */
+
+/* Four matrices of 8 x 8: lane l gives the address of row l % 8 of matrix l / 8, and gets row l / 4, columns 2 (l % 4) and the next, of
+ * each matrix, or of its transpose. */
+template <bool transpose> static __device__ inline void load_matrices(uint32_t (&to)[4], const bfloat16 *row) {
+  const uint32_t address = (uint32_t)__cvta_generic_to_shared(row);
+  if (transpose)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(address));
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(address));
+}
+
+static __device__ inline void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+               "{%0, %1, %2, %3};"
+               : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/* sum (16, N) += a b: a (16, K) row by row; b (K, N), or its transpose (N, K), row by row. N and K are multiples of 16. */
+template <int N, int K, bool transpose_b>
+static __device__ inline void tile_multiply(float (&sum)[N / 8][4], const bfloat16 *a, int a_stride, const bfloat16 *b,
+                                            int b_stride) {
+  const int lane = threadIdx.x % 32, row = lane % 8, low = lane / 8 % 2 * 8, high = lane / 16 * 8;
+#pragma unroll
+  for (int k = 0; k < K; k += 16) {
+    uint32_t left[4], right[4];
+    load_matrices<false>(left, a + (low + row) * a_stride + k + high);
+#pragma unroll
+    for (int n = 0; n < N; n += 16) { /* two products of 8 columns: k and k + 8 of the first, then of the second */
+      if (transpose_b)
+        load_matrices<false>(right, b + (n + high + row) * b_stride + k + low);
+      else
+        load_matrices<true>(right, b + (k + low + row) * b_stride + n + high);
+      multiply_add(sum[n / 8], left, right[0], right[1]);
+      multiply_add(sum[n / 8 + 1], left, right[2], right[3]);
+    }
+  }
+}
+
+/* ---- float ---------------------------------------------------------------------------------------------------------- */
+
+/* The same; N is a multiple of 8, K of 4. */
+template <int N, int K, bool transpose_b>
+static __device__ inline void tile_multiply(float (&sum)[N / 8][4], const float *a, int a_stride, const float *b,
+                                            int b_stride) {
+  const int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
+  for (int k = 0; k < K; k += 4) {
+    const float4 upper = *(const float4 *)(a + row * a_stride + k),
+                 lower = *(const float4 *)(a + (row + 8) * a_stride + k);
+    const float left[2][4] = {{upper.x, upper.y, upper.z, upper.w}, {lower.x, lower.y, lower.z, lower.w}};
+#pragma unroll
+    for (int n = 0; n < N; n += 8) {
+      float2 right[4];
+      if (transpose_b) {
+        const float4 even = *(const float4 *)(b + (n + column) * b_stride + k);
+        const float4 odd = *(const float4 *)(b + (n + column + 1) * b_stride + k);
+        right[0] = {even.x, odd.x};
+        right[1] = {even.y, odd.y};
+        right[2] = {even.z, odd.z};
+        right[3] = {even.w, odd.w};
+      } else {
+#pragma unroll
+        for (int j = 0; j < 4; j++) right[j] = *(const float2 *)(b + (k + j) * b_stride + n + column);
+      }
+#pragma unroll
+      for (int j = 0; j < 4; j++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) sum[n / 8][i] += left[i / 2][j] * (i % 2 ? right[j].y : right[j].x);
+    }
+  }
+}
+
+#endif
