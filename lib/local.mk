@@ -309,6 +309,7 @@ cuda_sources = \
 	lib/scan/attention.cu \
 	lib/scan/cuda_scalar.cu \
 	lib/scan/delta_rule.cu \
+	lib/scan/s4d.cu \
 	lib/scan/scalar_decay.cu
 cuda_headers = \
 	lib/core/cuda.h \
