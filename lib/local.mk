@@ -307,6 +307,7 @@ cuda_sources = \
 	lib/ops/token_shift.cu \
 	lib/ops/widen.cu \
 	lib/scan/attention.cu \
+	lib/scan/attention_decode.cu \
 	lib/scan/cuda_scalar.cu \
 	lib/scan/delta_rule.cu \
 	lib/scan/s4d.cu \
