@@ -310,6 +310,7 @@ cuda_sources = \
 	lib/scan/attention_decode.cu \
 	lib/scan/cuda_scalar.cu \
 	lib/scan/delta_rule.cu \
+	lib/scan/diagonal_decay.cu \
 	lib/scan/s4d.cu \
 	lib/scan/scalar_decay.cu
 cuda_headers = \
@@ -319,6 +320,8 @@ cuda_headers = \
 	lib/ops/cuda_list.h \
 	lib/ops/cuda_rows.h \
 	lib/ops/cuda_sequences.h \
+	lib/scan/cuda_chunks.h \
+	lib/scan/cuda_diagonal.h \
 	lib/scan/cuda_scalar.h \
 	lib/scan/cuda_tile.h
 EXTRA_DIST += $(cuda_sources) $(cuda_headers) lib/core/backend_cuda.c
