@@ -1,19 +1,24 @@
 /* transformer: softmax attention with rotary positions, grouped key/value heads, an optional window and q/k norm
  * (Transformer++: the Llama block). Hybrid layers of other models use the same code. */
 #include "mixers/attention.h"
+#include "mixers/projection.h"
 
 #include <stddef.h>
-
-#include "ops/ops.h"
+#include <stdio.h>
 
 /* fla fixes this one, whatever norm_eps says */
 static const double QK_NORM_EPSILON = 1e-5;
 
-/* NAME_proj, heads of D, optionally normed per head and rotated: (B,T,heads,D) */
+/* NAME_proj, heads of D, optionally convolved (without silu, so that logits keep both signs), normed per head and rotated:
+ * (B,T,heads,D) */
 static comba_tensor *project(comba_build *build, const comba_attention_config *config, comba_tensor *x,
                              const char *name, int64_t heads, int64_t head_dim, const char *norm, bool rotate) {
   comba_graph *graph = build->graph;
-  comba_tensor *y = comba_build_linear(build, name, x, heads * head_dim, config->qkv_bias);
+  char linear[16], convolution[16];
+  snprintf(linear, sizeof linear, "%s_proj", name);
+  snprintf(convolution, sizeof convolution, "%s_conv1d", name);
+  comba_tensor *y = comba_build_linear(build, linear, x, heads * head_dim, config->qkv_bias);
+  if (config->use_short_conv) y = comba_build_convolution(build, convolution, y, config->conv_size, false, false);
   y = comba_reshape(graph, y, COMBA_SHAPE(build->batch, build->length, heads, head_dim));
   if (config->qk_norm && norm)
     y = comba_rms_norm(graph, y, NULL, comba_build_vector(build, norm, head_dim, 1), QK_NORM_EPSILON, NULL);
@@ -26,9 +31,9 @@ comba_tensor *comba_build_attention(comba_build *build, const comba_attention_co
   comba_graph *graph = build->graph;
   const int64_t B = build->batch, T = build->length, d = x->shape.size[2];
   const int64_t H = config->num_heads, HKV = config->num_kv_heads ? config->num_kv_heads : H, D = d / H;
-  comba_tensor *q = project(build, config, x, "q_proj", H, D, "q_norm.weight", true);
-  comba_tensor *k = project(build, config, x, "k_proj", HKV, D, "k_norm.weight", true);
-  comba_tensor *v = project(build, config, x, "v_proj", HKV, D, NULL, false);
+  comba_tensor *q = project(build, config, x, "q", H, D, "q_norm.weight", true);
+  comba_tensor *k = project(build, config, x, "k", HKV, D, "k_norm.weight", true);
+  comba_tensor *v = project(build, config, x, "v", HKV, D, NULL, false);
 
   const comba_attention_attributes attributes = {0, build->causal, build->causal ? config->window_size : 0};
   const int64_t rows = attributes.window ? attributes.window : build->capacity;
@@ -63,6 +68,10 @@ static const comba_field fields[] = {
     {"rope_theta", COMBA_FIELD_NUMBER, FIELD(rope_theta), .default_value = 10000, .minimum = 1, .maximum = 1e12,
      .help = "base of the rotary positions"},
     {"use_rope", COMBA_FIELD_BOOLEAN, FIELD(use_rope), .default_value = 1, .help = "rotary positions"},
+    {"use_short_conv", COMBA_FIELD_BOOLEAN, FIELD(use_short_conv), .default_value = 0,
+     .help = "causal depthwise convolution of q, k and v, without silu; of our own"},
+    {"conv_size", COMBA_FIELD_INTEGER, FIELD(conv_size), .default_value = 4, .minimum = 1, .maximum = 64,
+     .help = "taps of the short convolution"},
     {0}};
 
 static comba_status check(const void *opaque, int64_t hidden_size) {

@@ -164,7 +164,12 @@ double *oracle_attend(oracle_model *oracle, const double *x) {
   const oracle_attention *a = oracle->attention;
   const int64_t T = oracle->length, H = a->heads, G = a->kv_heads, D = oracle->hidden / H;
   double *q = oracle_linear(oracle, "q_proj", x), *k = oracle_linear(oracle, "k_proj", x);
-  const double *v = oracle_linear(oracle, "v_proj", x);
+  double *v = oracle_linear(oracle, "v_proj", x);
+  if (oracle_has(oracle, "q_conv1d.weight")) {
+    q = oracle_convolution(oracle, "q_conv1d", q);
+    k = oracle_convolution(oracle, "k_conv1d", k);
+    v = oracle_convolution(oracle, "v_conv1d", v);
+  }
   if (oracle_has(oracle, "q_norm.weight")) {
     q = oracle_norm(oracle, "q_norm", q, T * H, D, 1e-5);
     k = oracle_norm(oracle, "k_norm", k, T * G, D, 1e-5);
