@@ -196,10 +196,24 @@ void comba_cuda_forget(void *recording) {
 
 /* ---- Sums ----------------------------------------------------------------------------------------------------------- */
 
+enum { SUM_COLUMNS = 32, SUM_GROUPS = 16 };
+
+/* A thread a column and group of rows, then the groups in order. */
+static __global__ void sum_rows(const float *partial, int64_t rows, int64_t n, bool accumulate, float *sum) {
+  __shared__ float part[SUM_GROUPS][SUM_COLUMNS];
+  const int64_t column = (int64_t)blockIdx.x * SUM_COLUMNS + threadIdx.x;
+  float total = 0;
+  if (column < n)
+    for (int64_t row = threadIdx.y; row < rows; row += SUM_GROUPS) total += partial[row * n + column];
+  part[threadIdx.y][threadIdx.x] = total;
+  __syncthreads();
+  if (threadIdx.y || column >= n) return;
+  for (int group = 1; group < SUM_GROUPS; group++) total += part[group][threadIdx.x];
+  put(sum + column, total, accumulate);
+}
+
 void comba_cuda_sum_rows(const float *partial, int64_t rows, int64_t n, bool accumulate, float *sum) {
-  comba_each(n, [=] __device__(int64_t i) {
-    float total = 0;
-    for (int64_t row = 0; row < rows; row++) total += partial[row * n + i];
-    put(sum + i, total, accumulate);
-  });
+  sum_rows<<<(unsigned)((n + SUM_COLUMNS - 1) / SUM_COLUMNS), dim3(SUM_COLUMNS, SUM_GROUPS), 0, device.stream>>>(
+      partial, rows, n, accumulate, sum);
+  comba_cuda_note(cudaGetLastError(), "sums of rows");
 }

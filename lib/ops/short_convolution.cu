@@ -9,7 +9,7 @@ enum { PART = 64 }; /* rows that one thread adds up for the gradients of taps an
 static comba_status infer(comba_signature *s) {
   const int64_t rows = s->input[X].size[0] * s->input[X].size[1], channels = s->input[X].size[2];
   s->forward_workspace = comba_shape_elements(&s->output[NEW_STATE]); /* the state may share memory with the new one */
-  s->backward_workspace = rows * channels + (rows + PART - 1) / PART * (s->input[WEIGHT].size[2] + 1) * channels;
+  s->backward_workspace = rows * channels + ((rows + PART - 1) / PART + 1) * (s->input[WEIGHT].size[2] + 1) * channels;
   return COMBA_OK;
 }
 
@@ -116,12 +116,12 @@ template <class T> static void backward(const comba_call *call) {
     partial[i] = sum;
   });
   const bool add_weight = call->accumulate[WEIGHT], add_bias = call->accumulate[BIAS];
+  float *sums = partial + parts * size; /* (W+1, C) */
+  comba_cuda_sum_rows(partial, parts, size, false, sums);
   comba_each(size, [=] __device__(int64_t i) {
     const int64_t c = i % p.channels, j = i / p.channels;
-    float sum = 0;
-    for (int64_t part = 0; part < parts; part++) sum += partial[part * size + i];
-    if (j < p.width && dweight) put(dweight + c * p.width + j, sum, add_weight);
-    if (j == p.width && dbias) put(dbias + c, sum, add_bias);
+    if (j < p.width && dweight) put(dweight + c * p.width + j, sums[i], add_weight);
+    if (j == p.width && dbias) put(dbias + c, sums[i], add_bias);
   });
 }
 
