@@ -272,6 +272,7 @@ cuda_sources = \
 	lib/ops/channels_to_tokens.cu \
 	lib/ops/complement.cu \
 	lib/ops/constant.cu \
+	lib/ops/convolution.cu \
 	lib/ops/cross_entropy.cu \
 	lib/ops/decay_gate.cu \
 	lib/ops/divide.cu \
@@ -289,14 +290,18 @@ cuda_sources = \
 	lib/ops/layer_norm.cu \
 	lib/ops/lerp.cu \
 	lib/ops/linear.cu \
+	lib/ops/max_pool.cu \
 	lib/ops/mean_pool.cu \
 	lib/ops/narrow.cu \
 	lib/ops/normalized_read.cu \
 	lib/ops/output_correction.cu \
+	lib/ops/patch_embedding.cu \
 	lib/ops/position_embedding.cu \
 	lib/ops/product.cu \
 	lib/ops/rms_norm.cu \
 	lib/ops/rotary.cu \
+	lib/ops/scan_merge.cu \
+	lib/ops/scan_order.cu \
 	lib/ops/sequence_pool.cu \
 	lib/ops/short_convolution.cu \
 	lib/ops/split.cu \
@@ -317,9 +322,11 @@ cuda_headers = \
 	lib/core/cuda.h \
 	lib/core/cuda_kernel.h \
 	lib/ops/cuda_gates.h \
+	lib/ops/cuda_grid.h \
 	lib/ops/cuda_list.h \
 	lib/ops/cuda_rows.h \
 	lib/ops/cuda_sequences.h \
+	lib/ops/cuda_window.h \
 	lib/scan/cuda_chunks.h \
 	lib/scan/cuda_diagonal.h \
 	lib/scan/cuda_scalar.h \

@@ -17,7 +17,7 @@ static inline int64_t comba_window_count(const comba_window_attributes *attribut
 
 /* After this, places of windows and their number cannot overflow for a size and a kernel that fit a tensor. */
 static inline comba_status comba_window_check(const comba_signature *signature) {
-  const comba_window_attributes *a = signature->attributes;
+  const comba_window_attributes *a = (const comba_window_attributes *)signature->attributes;
   if (a->stride < 0 || a->stride > COMBA_EXTENT_MAX)
     return comba_fail(COMBA_ERROR_ARGUMENT, "%s: stride is %lld, expected 1 to %lld, or 0 for 1", signature->op,
                       (long long)a->stride, (long long)COMBA_EXTENT_MAX);
