@@ -62,7 +62,7 @@ endif
 
 TESTS += $(shell_tests)
 TEST_EXTENSIONS = .sh
-EXTRA_DIST += $(shell_tests) tests/installed.sh tests/pytorch.py
+EXTRA_DIST += $(shell_tests) tests/installed.sh tests/gpu/run tests/pytorch.py
 
 # What the suites and the bench share.
 check_LTLIBRARIES += tests/libtesting.la
@@ -121,6 +121,11 @@ check_PROGRAMS += tests/step-bench
 tests_step_bench_SOURCES = tests/step_bench.c tests/op_perf.c tests/op_perf.h lm/presets.c vision/presets.c
 tests_step_bench_LDADD = lib/libprogram.la tests/libtesting.la
 
-bench: tests/op-bench$(EXEEXT) tests/step-bench$(EXEEXT)
+check_PROGRAMS += tests/mixer-bench
+tests_mixer_bench_SOURCES = tests/mixer_bench.c tests/op_perf.c tests/op_perf.h
+tests_mixer_bench_LDADD = tests/libtesting.la
+
+bench: tests/op-bench$(EXEEXT) tests/mixer-bench$(EXEEXT) tests/step-bench$(EXEEXT)
 	tests/op-bench$(EXEEXT) perf
+	tests/mixer-bench$(EXEEXT)
 	tests/step-bench$(EXEEXT)
