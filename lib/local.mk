@@ -97,10 +97,8 @@ library_sources = \
 	lib/mixers/ttt.c \
 	lib/mixers/ttt.h \
 	lib/mixers/ttt_linear.c \
-	lib/mixers/yaad.c \
-	lib/mixers/ttt.c \
-	lib/mixers/ttt.h \
 	lib/mixers/ttt_mlp.c \
+	lib/mixers/yaad.c \
 	lib/model/build.c \
 	lib/model/build.h \
 	lib/model/config.c \
