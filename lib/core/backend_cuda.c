@@ -56,7 +56,7 @@ static void fill(comba_cuda_type type) {
       .name = names[type],
       .op = tables[type],
       .size = {activation, sizeof(float), sizeof(float), sizeof(float), sizeof(int32_t)},
-      .memory = &comba_cuda_memory[type],
+      .memory = &comba_cuda_device_memory[type],
       .record = comba_cuda_record,
       .replay = comba_cuda_replay,
       .forget = comba_cuda_forget,

@@ -161,7 +161,7 @@ static comba_status zero(void *data, size_t bytes) {
   return error == cudaSuccess ? COMBA_OK : fail(error, "clearing memory");
 }
 
-const comba_device_memory comba_cuda_memory[COMBA_CUDA_TYPES] = {
+const comba_device_memory comba_cuda_device_memory[COMBA_CUDA_TYPES] = {
     {false, allocate, allocate, release, write, read, zero},
     {false, allocate, allocate_weights, release, write, read, zero},
 };

@@ -28,7 +28,7 @@ typedef struct comba_cuda_op {
 comba_status comba_cuda_open(void);
 /* "NVIDIA H200, sm_90, CUDA 13.0": after comba_cuda_open. */
 const char *comba_cuda_name(void);
-extern const comba_device_memory comba_cuda_memory[COMBA_CUDA_TYPES];
+extern const comba_device_memory comba_cuda_device_memory[COMBA_CUDA_TYPES];
 /* Records what `run` queues and replays it; the recording belongs to the caller. */
 comba_status comba_cuda_record(void **recording, void (*run)(void *context), void *context);
 void comba_cuda_replay(void *recording);
