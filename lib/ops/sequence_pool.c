@@ -77,7 +77,7 @@ static const comba_case cases[] = {
     {.name = "small", .input = {{COMBA_SHAPE(3, 5, 7)}, {COMBA_SHAPE(3, 5, 1)}}},
     {.name = "one token, one channel", .input = {{COMBA_SHAPE(2, 1, 1)}, {COMBA_SHAPE(2, 1, 1)}}},
     {.name = "saturated scores",
-     .input = {{COMBA_SHAPE(2, 65, 33)}, {COMBA_SHAPE(2, 65, 1), COMBA_FILL_UNIFORM, .low = -80, .high = 80}}},
+     .input = {{COMBA_SHAPE(2, 65, 33)}, {COMBA_SHAPE(2, 65, 1), COMBA_FILL_INDEX, .low = -80, .high = 80}}},
     {.name = "64 x 256 x 256", .benchmark = true, .input = {{COMBA_SHAPE(64, 256, 256)}, {COMBA_SHAPE(64, 256, 1)}}},
     {0}};
 
