@@ -283,6 +283,7 @@ static const comba_case cases[] = {
     {.name = "token by token, packed",
      .attributes = MODE(RECURRENT),
      .input = {{COMBA_SHAPE(1, 135, 3)}, PARAMETERS(3, 2), {COMBA_SHAPE(4, 3, 2, 2)}, PACKED}},
+    {.name = "more states than lanes of a warp", .input = {{COMBA_SHAPE(1, 70, 2)}, PARAMETERS(2, 37)}},
     {.name = "one token, one state", .input = {{COMBA_SHAPE(3, 1, 4)}, PARAMETERS(4, 1), {COMBA_SHAPE(3, 4, 2, 1)}}},
     {.name = "2 x 1024, 256 channels of 32",
      .benchmark = true,
