@@ -2,6 +2,7 @@ documentation = \
 	docs/curves/fashion-mnist.svg \
 	docs/curves/imagenette.svg \
 	docs/curves/tinyshakespeare.svg \
+	docs/cuda.md \
 	docs/delta_rule.md \
 	docs/design.md \
 	docs/diagonal_decay.md \
