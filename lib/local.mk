@@ -333,7 +333,8 @@ EXTRA_DIST += $(cuda_sources) $(cuda_headers) lib/core/backend_cuda.c
 if CUDA
 cuda_objects = $(cuda_sources:.cu=.cuda.lo)
 cuda_library_sources = lib/core/backend_cuda.c
-$(cuda_objects): %.cuda.lo: %.cu $(cuda_headers) lib/core/backend.h lib/core/device_memory.h lib/core/op.h lib/ops/ops.h
+$(cuda_objects): %.cuda.lo: %.cu $(cuda_headers) lib/core/backend.h lib/core/device_memory.h lib/core/op.h lib/core/random.h \
+  lib/ops/axis_taps.h lib/ops/grid_order.h lib/ops/ops.h lib/ops/window.h
 	@$(MKDIR_P) $(@D)
 	$(AM_V_NVCC)$(NVCC) -std=c++17 -O3 --extended-lambda $(NVCC_ARCHITECTURES) $(NVCC_WERROR) -I$(top_srcdir)/lib \
 	  -Xcompiler -fPIC,-Wall,-fvisibility=hidden -c -o $*.cuda.o $<

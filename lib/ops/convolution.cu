@@ -7,7 +7,7 @@
 #include "ops/cuda_window.h"
 
 enum { X, WEIGHT, BIAS };
-enum { PIECE = 1 << 25 }; /* floats of columns, or of weight gradients, of the images that go together */
+enum { PIECE = 1 << 24 }; /* floats of columns, or of weight gradients, of the images that go together */
 enum { THREADS = 256 };
 
 struct convolution_plan {
