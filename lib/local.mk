@@ -314,6 +314,7 @@ cuda_sources = \
 	lib/scan/cuda_scalar.cu \
 	lib/scan/delta_rule.cu \
 	lib/scan/diagonal_decay.cu \
+	lib/scan/memory.cu \
 	lib/scan/s4d.cu \
 	lib/scan/scalar_decay.cu
 cuda_headers = \
@@ -325,8 +326,11 @@ cuda_headers = \
 	lib/ops/cuda_rows.h \
 	lib/ops/cuda_sequences.h \
 	lib/ops/cuda_window.h \
+	lib/scan/cuda_block.h \
 	lib/scan/cuda_chunks.h \
 	lib/scan/cuda_diagonal.h \
+	lib/scan/cuda_inner_loss.h \
+	lib/scan/cuda_memory.h \
 	lib/scan/cuda_scalar.h \
 	lib/scan/cuda_tile.h
 EXTRA_DIST += $(cuda_sources) $(cuda_headers) lib/core/backend_cuda.c
