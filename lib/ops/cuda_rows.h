@@ -35,25 +35,34 @@ template <class F> __device__ inline float warp_sum_of(int64_t n, int64_t lane, 
 static inline int64_t cuda_part(int64_t rows) {
   return rows > 64 * 256 ? (rows + 255) / 256 : 64;
 }
+static inline int64_t cuda_parts(int64_t rows) {
+  return (rows + cuda_part(rows) - 1) / cuda_part(rows);
+}
 static inline int64_t cuda_columns_workspace(int64_t rows, int64_t n) {
-  return (rows + cuda_part(rows) - 1) / cuda_part(rows) * n;
+  return (cuda_parts(rows) + 1) * n;
+}
+
+/* sum (n) = or += the columns of partial (parts, n), behind which there is room for n more. */
+static inline void cuda_add_parts(float *partial, int64_t parts, int64_t n, bool accumulate, float *sum) {
+  comba_cuda_sum_rows(partial, parts, n, accumulate, sum);
+}
+static inline void cuda_add_parts(float *partial, int64_t parts, int64_t n, bool accumulate, bfloat16 *sum) {
+  float *total = partial + parts * n;
+  comba_cuda_sum_rows(partial, parts, n, false, total);
+  comba_each(n, [=] __device__(int64_t j) { put(sum + j, total[j], accumulate); });
 }
 
 /* sum_j (n) = or += sum over rows of f(row, j). `partial`: cuda_columns_workspace floats. */
 template <class T, class F>
 void cuda_sum_columns(int64_t rows, int64_t n, F f, float *partial, bool accumulate, T *sum) {
-  const int64_t part = cuda_part(rows), parts = (rows + part - 1) / part;
+  const int64_t part = cuda_part(rows), parts = cuda_parts(rows);
   comba_each(parts * n, [=] __device__(int64_t i) {
     const int64_t first = i / n * part, end = min(rows, first + part);
     float total = 0;
     for (int64_t row = first; row < end; row++) total += f(row, i % n);
     partial[i] = total;
   });
-  comba_each(n, [=] __device__(int64_t j) {
-    float total = 0;
-    for (int64_t i = j; i < parts * n; i += n) total += partial[i];
-    put(sum + j, total, accumulate);
-  });
+  cuda_add_parts(partial, parts, n, accumulate, sum);
 }
 
 #endif
