@@ -23,6 +23,10 @@
 
 enum { VOCABULARY = 23, HIDDEN = 16 };
 
+static double gelu_with_tanh(double x) {
+  return x / 2 * (1 + tanh(sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x)));
+}
+
 static double relu(double x) {
   return x > 0 ? x : 0;
 }
@@ -190,10 +194,18 @@ static const recurrence_case cases[] = {
     LINEAR(gla, ", convolution, relu", 2, 1, "'use_short_conv': true, 'conv_size': 3, 'feature_map': 'relu', ",
            .map = relu),
     LINEAR(gla, ", no gate, clamp", 2, 2, "'use_output_gate': false, 'clamp_min': -0.05, ", .clamp_min = -0.05),
+    LINEAR(gla, ", unfused, gelu", 2, 2, "'fuse_norm': false, 'feature_map': 'gelu', 'expand_k': 0.52, ",
+           .map = gelu_with_tanh),
+    LINEAR(gla, ", norm without weight", 2, 2, "'elementwise_affine': false, "),
     LINEAR(hgrn2, "", 2, 2, "'expand_ratio': 8, ", .lower_bounds = true),
-    LINEAR(hgrn2, ", convolution, no bounds", 2, 2,
+    LINEAR(hgrn2, ", convolution, no bounds", 4, 4,
            "'expand_ratio': 4, 'use_short_conv': true, 'use_lower_bound': false, "),
+    LINEAR(hgrn2, ", norm without weight, by heads", 4, 4, "'expand_ratio': null, 'elementwise_affine': null, ",
+           .lower_bounds = true),
     LINEAR(retnet, "", 2, 2, ""),
+    LINEAR(retnet, ", norm without weight, no gate, squares", 2, 2,
+           "'elementwise_affine': false, 'use_output_gate': false, 'feature_map': 'relu2', ",
+           .map = oracle_squared_relu),
     LINEAR(retnet, ", no gate, silu", 4, 4, "'use_output_gate': false, 'feature_map': 'silu', 'expand_k': 0.5, ",
            .map = oracle_silu),
     LINEAR(retnet, ", shared keys", 4, 2, ""),
@@ -201,7 +213,7 @@ static const recurrence_case cases[] = {
     LINEAR(simple_gla, ", shared keys, no convolution, relu", 4, 2,
            "'use_short_conv': false, 'feature_map': 'relu', 'expand_k': 0.5, ", .map = relu),
     LINEAR(linear_attn, "", 2, 2, ""),
-    LINEAR(linear_attn, ", convolution", 4, 2, "'use_short_conv': true, "),
+    LINEAR(linear_attn, ", convolution", 4, 2, "'qkv_conv_size': 4, "),
     LINEAR(linear_attn, ", tied, shared keys", 4, 2, "'tie_feature_map_qk': true, 'expand_v': 2, ", .tied = true),
     LINEAR(linear_attn, ", hedgehog, normalised", 2, 1, "'feature_map': 'hedgehog', 'norm_feature_map': true, ",
            .features = ORACLE_HEDGEHOG, .normalized = true),
@@ -217,7 +229,7 @@ static const recurrence_case cases[] = {
      .family = &oracle_transformer,
      .attention = &(const oracle_attention){.heads = 4, .kv_heads = 2}},
     {.name = "transformer, convolution",
-     .json = "'model_type': 'transformer', 'num_heads': 4, 'num_kv_heads': 2, 'use_short_conv': true, 'conv_size': 3, ",
+     .json = "'model_type': 'transformer', 'num_heads': 4, 'num_kv_heads': 2, 'qkv_conv_size': 3, ",
      .family = &oracle_transformer,
      .attention = &(const oracle_attention){.heads = 4, .kv_heads = 2}},
     {.name = "transformer, window",
@@ -253,6 +265,11 @@ static const recurrence_case cases[] = {
           "'head_dim': 8, 'value_dim': [48, 48], 'fuse_norm': false, 'hidden_act': 'relu', ", 0, relu),
     RWKV7(", no first norm, swish, by heads",
           "'head_dim': null, 'num_heads': 1, 'norm_first': false, 'hidden_act': 'swish', ", 1e-6, oracle_silu),
+    {.name = "rwkv7, ranks left open",
+     .family = &oracle_rwkv7,
+     .json = "'model_type': 'rwkv7', 'head_dim': 8, 'decay_low_rank_dim': null, 'gate_low_rank_dim': null, "
+             "'a_low_rank_dim': null, 'v_low_rank_dim': null, 'use_l2warp': false, ",
+     .config = &(const oracle_rwkv7_config){1e-6, oracle_squared_relu}},
     KDA("", "", 0),
     KDA(", grouped value heads, negative eigenvalues", "'num_v_heads': 4, 'expand_v': 2, 'allow_neg_eigval': true, ",
         .beta_scale = 2),
@@ -263,7 +280,7 @@ static const recurrence_case cases[] = {
     META_LA(", no convolution, no self-augmentation", 2, 16,
             "'use_short_conv': false, 'use_self_augmentation': false, "),
     MESA_NET("", 2, 8, 0.25, ""),
-    MESA_NET(", gate, no convolution", 3, 6, 0.5, "'use_gate': true, 'use_short_conv': false, "),
+    MESA_NET(", gate", 3, 6, 0.5, "'use_output_gate': true, 'use_short_conv': false, "),
     MESA_NET(", more channels than steps", 1, 40, 0.25, "'conv_size': 3, "),
 
     TTT_MLP("", "", 1, 10000),

@@ -10,8 +10,7 @@ typedef struct comba_attention_config {
   int64_t window_size; /* 0: none */
   double rope_theta;
   bool use_rope;
-  int64_t conv_size; /* taps of a short convolution of q, k and v */
-  bool use_short_conv;
+  int64_t qkv_conv_size; /* taps of a short convolution of q, k and v; 0: none */
 } comba_attention_config;
 
 /* x (B,T,d) -> (B,T,d), head size d / num_heads. In a decoder the keys and values of the last tokens are its state: those of

@@ -2,7 +2,10 @@
 
 #include "mixers/projection.h"
 
-const char *const comba_activation_names[] = {"sigmoid", "silu", "gelu", "tanh", "relu", NULL};
+const char *const comba_activation_names[] = {"sigmoid", "silu",   "swish", "gelu", "tanh",
+                                              "relu",    "sqrelu", "relu2", NULL};
+static const comba_function activations[] = {COMBA_SIGMOID, COMBA_SILU, COMBA_SILU,         COMBA_GELU,
+                                             COMBA_TANH,    COMBA_RELU, COMBA_SQUARED_RELU, COMBA_SQUARED_RELU};
 
 int64_t comba_kv_heads(const comba_expanded_heads *heads) {
   return heads->num_kv_heads ? heads->num_kv_heads : heads->num_heads;
@@ -40,14 +43,17 @@ comba_mixer_cost comba_expanded_heads_cost(const void *config, int64_t hidden_si
   return (comba_mixer_cost){.state_elements = state, .flops_per_token = 5 * state};
 }
 
-comba_tensor *comba_build_activation_map(comba_build *build, comba_tensor *x, int map) {
-  return map < 0 ? x : comba_activation(build->graph, x, (comba_function)map, 1);
+comba_tensor *comba_build_activation_map(comba_build *build, comba_tensor *x, int map, comba_function gelu) {
+  if (map < 0) return x;
+  return comba_activation(build->graph, x, activations[map] == COMBA_GELU ? gelu : activations[map], 1);
 }
 
-comba_tensor *comba_build_swish_output(comba_build *build, comba_tensor *x, comba_tensor *o, bool gated) {
+comba_tensor *comba_build_swish_output(comba_build *build, const comba_swish_output *output, comba_tensor *x,
+                                       comba_tensor *o) {
   if (!o) return NULL;
   const int64_t channels = o->shape.size[2] * o->shape.size[3];
-  comba_tensor *gate = gated ? comba_build_linear(build, "g_proj", x, channels, false) : NULL;
-  return comba_build_head_output(build, gated ? "g_norm_swish_gate.weight" : "g_norm.weight", o, gate, COMBA_SILU,
+  const char *name = output->use_output_gate && output->fuse_norm ? "g_norm_swish_gate.weight" : "g_norm.weight";
+  comba_tensor *gate = output->use_output_gate ? comba_build_linear(build, "g_proj", x, channels, false) : NULL;
+  return comba_build_head_output(build, output->elementwise_affine ? name : NULL, o, gate, COMBA_SILU,
                                  x->shape.size[2]);
 }

@@ -39,17 +39,38 @@ void comba_build_expanded_heads(comba_build *build, const comba_expanded_heads *
 comba_status comba_expanded_heads_check(const void *config, int64_t hidden_size);
 comba_mixer_cost comba_expanded_heads_cost(const void *config, int64_t hidden_size);
 
-/* A function of q and k that has no weights: the field "feature_map", an int, negative for none. */
-extern const char *const comba_activation_names[]; /* order of comba_function */
+/* A function of q and k that has no weights: the field "feature_map", an int, negative for none. fla takes "gelu" from two
+ * tables: as its form with tanh (its own table), or as the exact one (that of transformers). */
+extern const char *const comba_activation_names[];
 #define COMBA_ACTIVATION_MAP_FIELD(type, member)                                                                       \
   {                                                                                                                    \
     "feature_map", COMBA_FIELD_CHOICE, offsetof(type, member), .default_value = -1, .choices = comba_activation_names, \
                                                                .nullable = true, .null_value = -1,                     \
                                                                .help = "function of q and k; null: none"               \
   }
-comba_tensor *comba_build_activation_map(comba_build *build, comba_tensor *x, int map);
+comba_tensor *comba_build_activation_map(comba_build *build, comba_tensor *x, int map, comba_function gelu);
+
+#define COMBA_AFFINE_FIELD(type, member)                                                                               \
+  {                                                                                                                    \
+    "elementwise_affine", COMBA_FIELD_BOOLEAN, offsetof(type, member),                                                 \
+        .default_value = 1, .nullable = true, .help = "false or null: the output norm has no weight"                   \
+  }
+
+/* What follows the recurrence: its fields, for the member `member` of the struct `type`. */
+typedef struct comba_swish_output {
+  bool use_output_gate, elementwise_affine, fuse_norm;
+} comba_swish_output;
+// clang-format off
+#define COMBA_SWISH_OUTPUT_FIELDS(type, member)                                                                        \
+  {"use_output_gate", COMBA_FIELD_BOOLEAN, offsetof(type, member.use_output_gate), .default_value = 1,                 \
+   .help = "gate the normed output with silu"},                                                                        \
+  COMBA_AFFINE_FIELD(type, member.elementwise_affine),                                                                 \
+  {"fuse_norm", COMBA_FIELD_BOOLEAN, offsetof(type, member.fuse_norm), .default_value = 1,                             \
+   .help = "the weight of a gated output norm is g_norm_swish_gate (true) or g_norm (false)"}
+// clang-format on
 
 /* (B,T,d) = W_o (RMSNorm(o) * silu(W_g x)) by head, W_o RMSNorm(o) without a gate. */
-comba_tensor *comba_build_swish_output(comba_build *build, comba_tensor *x, comba_tensor *o, bool gated);
+comba_tensor *comba_build_swish_output(comba_build *build, const comba_swish_output *output, comba_tensor *x,
+                                       comba_tensor *o);
 
 #endif

@@ -16,7 +16,8 @@ typedef struct config {
   comba_expanded_heads heads; /* first: shared functions take a pointer to it */
   int64_t conv_size;
   double clamp_min;
-  bool use_output_gate, use_short_conv;
+  bool use_short_conv;
+  comba_swish_output output;
   int feature_map;
 } config;
 
@@ -26,15 +27,15 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   const int64_t HKV = comba_kv_heads(&c->heads), K = comba_key_size(&c->heads, x->shape.size[2]);
   comba_tensor *q, *k, *v;
   comba_build_expanded_heads(build, &c->heads, x, c->use_short_conv ? c->conv_size : 0, &q, &k, &v);
-  q = comba_build_activation_map(build, q, c->feature_map);
-  k = comba_build_activation_map(build, k, c->feature_map);
+  q = comba_build_activation_map(build, q, c->feature_map, COMBA_GELU_TANH);
+  k = comba_build_activation_map(build, k, c->feature_map, COMBA_GELU_TANH);
   comba_tensor *g = comba_build_low_rank(build, "gk_proj", x, GATE_RANK, HKV * K, true);
   g = comba_reshape(build->graph, g, COMBA_SHAPE(build->batch, build->length, HKV, K));
   g = comba_channel_decay(build->graph, g, NULL, NULL,
                           (comba_channel_decay_attributes){COMBA_CHANNEL_LOG_SIGMOID, GATE_SCALE, c->clamp_min});
   comba_tensor *o =
       comba_build_diagonal_decay(build, "recurrent", q, k, v, g, NULL, NULL, (comba_diagonal_decay_attributes){0});
-  return comba_build_swish_output(build, x, o, c->use_output_gate);
+  return comba_build_swish_output(build, &c->output, x, o);
 }
 
 #define FIELD(member) offsetof(config, member)
@@ -44,8 +45,7 @@ static const comba_field fields[] = {COMBA_EXPANDED_HEADS_FIELDS(config, heads, 
                                       .help = "causal depthwise convolution and silu of q, k and v"},
                                      {"conv_size", COMBA_FIELD_INTEGER, FIELD(conv_size), .default_value = 4,
                                       .minimum = 1, .maximum = 64, .help = "taps of the short convolution"},
-                                     {"use_output_gate", COMBA_FIELD_BOOLEAN, FIELD(use_output_gate),
-                                      .default_value = 1, .help = "gate the normed output with silu"},
+                                     COMBA_SWISH_OUTPUT_FIELDS(config, output),
                                      {"clamp_min", COMBA_FIELD_NUMBER, FIELD(clamp_min), .default_value = 0,
                                       .minimum = -100, .maximum = -1e-6, .nullable = true, .null_value = 0,
                                       .help = "least log decay of a token; null: -100"},

@@ -26,8 +26,8 @@ enum { ELEMENTWISE_PRODUCT, HEDGEHOG, T2R, DPFP, RELU, ELU, IDENTITY };
 typedef struct config {
   comba_expanded_heads heads; /* first: shared functions take a pointer to it */
   int feature_map;
-  bool tie_feature_map_qk, norm_q, norm_k, norm_feature_map, use_short_conv;
-  int64_t conv_size;
+  bool tie_feature_map_qk, norm_q, norm_k, norm_feature_map, elementwise_affine;
+  int64_t qkv_conv_size;
 } config;
 
 /* f (B,T,heads,F) of x (B,T,heads,K), its weights below NAME */
@@ -67,14 +67,15 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   if (!x) return NULL;
   const config *c = opaque;
   comba_tensor *q, *k, *v;
-  comba_build_expanded_heads(build, &c->heads, x, c->use_short_conv ? c->conv_size : 0, &q, &k, &v);
+  comba_build_expanded_heads(build, &c->heads, x, c->qkv_conv_size, &q, &k, &v);
   q = feature_map(build, "feature_map_q", c->feature_map, q);
   k = feature_map(build, c->tie_feature_map_qk ? "feature_map_q" : "feature_map_k", c->feature_map, k);
   if (c->norm_q) q = comba_sum_norm(build->graph, q, SUM_EPSILON);
   if (c->norm_k) k = comba_sum_norm(build->graph, k, SUM_EPSILON);
   comba_tensor *o = comba_build_scalar_decay(build, "recurrent", q, k, v, NULL, (comba_scalar_decay_attributes){0});
   if (c->norm_feature_map) o = normalize(build, q, k, o);
-  return comba_build_head_output(build, "norm.weight", o, NULL, COMBA_SILU, x->shape.size[2]);
+  return comba_build_head_output(build, c->elementwise_affine ? "norm.weight" : NULL, o, NULL, COMBA_SILU,
+                                 x->shape.size[2]);
 }
 
 static const char *const feature_maps[] = {
@@ -91,10 +92,10 @@ static const comba_field fields[] = {
     {"norm_k", COMBA_FIELD_BOOLEAN, FIELD(norm_k), .default_value = 0, .help = "k is divided by its sum + 1e-4"},
     {"norm_feature_map", COMBA_FIELD_BOOLEAN, FIELD(norm_feature_map), .default_value = 0,
      .help = "o is divided by what q reads from the sum of the keys, as softmax attention does"},
-    {"use_short_conv", COMBA_FIELD_BOOLEAN, FIELD(use_short_conv), .default_value = 0,
-     .help = "causal depthwise convolution and silu of q, k and v before the feature maps; of our own"},
-    {"conv_size", COMBA_FIELD_INTEGER, FIELD(conv_size), .default_value = 4, .minimum = 1, .maximum = 64,
-     .help = "taps of the short convolution"},
+    COMBA_AFFINE_FIELD(config, elementwise_affine),
+    {"qkv_conv_size", COMBA_FIELD_INTEGER, FIELD(qkv_conv_size), .default_value = 0, .minimum = 1, .maximum = 64,
+     .nullable = true, .null_value = 0,
+     .help = "taps of a causal depthwise convolution and silu of q, k and v before the maps; of our own. null: none"},
     {0}};
 
 static comba_status check(const void *opaque, int64_t hidden_size) {

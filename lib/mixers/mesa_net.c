@@ -15,7 +15,7 @@
 typedef struct config {
   int64_t num_heads, head_dim, conv_size, max_cg_step_training, max_cg_step_decoding;
   double lambda_lower_bound;
-  bool use_gate, use_short_conv;
+  bool use_output_gate;
 } config;
 
 /* lambda starts at 1 */
@@ -41,9 +41,10 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   const config *c = opaque;
   comba_graph *graph = build->graph;
   const int64_t B = build->batch, d = x->shape.size[2], H = c->num_heads, K = c->head_dim;
-  const int64_t taps = c->use_short_conv ? c->conv_size : 0;
-  comba_tensor *q = comba_l2_norm(graph, comba_build_projection(build, "q", x, H, K, taps, true), COMBA_L2_EPSILON);
-  comba_tensor *k = comba_l2_norm(graph, comba_build_projection(build, "k", x, H, K, taps, true), COMBA_L2_EPSILON);
+  comba_tensor *q =
+      comba_l2_norm(graph, comba_build_projection(build, "q", x, H, K, c->conv_size, true), COMBA_L2_EPSILON);
+  comba_tensor *k =
+      comba_l2_norm(graph, comba_build_projection(build, "k", x, H, K, c->conv_size, true), COMBA_L2_EPSILON);
   comba_tensor *v = comba_build_projection(build, "v", x, H, K, 0, false);
   comba_tensor *g = build_log_decay(build, x, H);
   comba_tensor *beta = comba_activation(graph, comba_build_linear(build, "b_proj", x, H, true), COMBA_SIGMOID, 1);
@@ -57,7 +58,7 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   v = comba_token_scale(graph, v, beta, false);
   comba_tensor *o = comba_build_scalar_decay(build, "h_kv", q, k, v, g, (comba_scalar_decay_attributes){.scale = 1});
 
-  comba_tensor *gate = c->use_gate ? comba_build_linear(build, "g_proj", x, H * K, false) : NULL;
+  comba_tensor *gate = c->use_output_gate ? comba_build_linear(build, "g_proj", x, H * K, false) : NULL;
   return comba_build_head_output(build, "o_norm.weight", o, gate, COMBA_SILU, d);
 }
 
@@ -67,9 +68,10 @@ static const comba_field fields[] = {
      .help = "heads"},
     {"head_dim", COMBA_FIELD_INTEGER, FIELD(head_dim), .default_value = 128, .minimum = 1, .maximum = 4096,
      .help = "key and value size of a head"},
-    {"use_gate", COMBA_FIELD_BOOLEAN, FIELD(use_gate), .default_value = 0, .help = "gate the normed output with silu"},
-    {"use_short_conv", COMBA_FIELD_BOOLEAN, FIELD(use_short_conv), .default_value = 1,
-     .help = "causal depthwise convolution of q and k"},
+    {"use_gate", COMBA_FIELD_BOOLEAN, FIELD(use_output_gate), .default_value = 0,
+     .help = "older name of use_output_gate, which wins where a config has both"},
+    {"use_output_gate", COMBA_FIELD_BOOLEAN, FIELD(use_output_gate), .default_value = 0,
+     .help = "gate the normed output with silu"},
     {"conv_size", COMBA_FIELD_INTEGER, FIELD(conv_size), .default_value = 4, .minimum = 1, .maximum = 64,
      .help = "taps of the short convolution"},
     {"lambda_lower_bound", COMBA_FIELD_NUMBER, FIELD(lambda_lower_bound), .default_value = 0.25, .minimum = 0,

@@ -45,21 +45,22 @@ comba_tensor *comba_build_head_output(comba_build *build, const char *name, comb
                                       comba_function function, int64_t d) {
   if (!o) return NULL;
   const int64_t B = build->batch, T = build->length, H = o->shape.size[2], V = o->shape.size[3];
-  comba_tensor *weight = comba_build_vector(build, name, V, 1);
-  if (gate)
-    o = comba_gated_rms_norm(build->graph, o, comba_reshape(build->graph, gate, COMBA_SHAPE(B, T, H, V)), weight,
-                             build->norm_eps, function);
-  else
+  comba_tensor *weight = name ? comba_build_vector(build, name, V, 1) : NULL;
+  if (gate) gate = comba_reshape(build->graph, gate, COMBA_SHAPE(B, T, H, V));
+  if (gate && weight) {
+    o = comba_gated_rms_norm(build->graph, o, gate, weight, build->norm_eps, function);
+  } else {
     o = comba_rms_norm(build->graph, o, NULL, weight, build->norm_eps, NULL);
+    if (gate) o = comba_swiglu(build->graph, gate, o);
+  }
   o = comba_reshape(build->graph, o, COMBA_SHAPE(B, T, H * V));
   return comba_linear(build->graph, o, comba_build_residual_weight(build, "o_proj.weight", COMBA_SHAPE(d, H * V)),
                       NULL);
 }
 
 int64_t comba_expanded_head_size(int64_t hidden_size, double expand, int64_t heads) {
-  const double channels = (double)hidden_size * expand;
-  const int64_t size = (int64_t)(channels / (double)heads);
-  return (double)(size * heads) == channels ? size : 0;
+  const int64_t channels = (int64_t)((double)hidden_size * expand);
+  return channels % heads ? 0 : channels / heads;
 }
 
 comba_status comba_check_expansion(const char *field, int64_t hidden_size, double expand, int64_t heads) {

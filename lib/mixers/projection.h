@@ -17,11 +17,12 @@ comba_tensor *comba_build_projection(comba_build *build, const char *name, comba
 comba_tensor *comba_build_low_rank(comba_build *build, const char *name, comba_tensor *x, int64_t rank, int64_t outputs,
                                    bool bias);
 
-/* (B,T,d): o (B,T,H,V) normed per head with the weight NAME (V), gated by f(gate) if there is one, then o_proj. */
+/* (B,T,d): o (B,T,H,V) normed per head with the weight NAME (V), gated by f(gate) if there is one, then o_proj. NAME NULL: no
+ * weight, and f is silu. */
 comba_tensor *comba_build_head_output(comba_build *build, const char *name, comba_tensor *o, comba_tensor *gate,
                                       comba_function function, int64_t d);
 
-/* The size of each of `heads` heads that share hidden_size * expand channels, 0 where it is no whole number; and the check of a
+/* The size of each of `heads` heads that share hidden_size * expand channels, rounded down, 0 where they do not divide; and the check of a
  * config that it is one, `field` naming expand. */
 int64_t comba_expanded_head_size(int64_t hidden_size, double expand, int64_t heads);
 comba_status comba_check_expansion(const char *field, int64_t hidden_size, double expand, int64_t heads);

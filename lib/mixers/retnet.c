@@ -13,7 +13,7 @@ static const double ROTARY_BASE = 10000;
 
 typedef struct config {
   comba_expanded_heads heads; /* first: shared functions take a pointer to it */
-  bool use_output_gate;
+  comba_swish_output output;
   int feature_map;
 } config;
 
@@ -22,19 +22,18 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   const config *c = opaque;
   comba_tensor *q, *k, *v;
   comba_build_expanded_heads(build, &c->heads, x, 0, &q, &k, &v);
-  q = comba_build_activation_map(build, q, c->feature_map);
-  k = comba_build_activation_map(build, k, c->feature_map);
+  q = comba_build_activation_map(build, q, c->feature_map, COMBA_GELU);
+  k = comba_build_activation_map(build, k, c->feature_map, COMBA_GELU);
   q = comba_rotary(build->graph, q, build->position, build->cu_seqlens, ROTARY_BASE);
   k = comba_rotary(build->graph, k, build->position, build->cu_seqlens, ROTARY_BASE);
   comba_tensor *o = comba_build_scalar_decay(build, "recurrent", q, k, v, NULL,
                                              (comba_scalar_decay_attributes){.retention = FIRST_EXPONENT});
-  return comba_build_swish_output(build, x, o, c->use_output_gate);
+  return comba_build_swish_output(build, &c->output, x, o);
 }
 
 static const comba_field fields[] = {COMBA_EXPANDED_HEADS_FIELDS(config, heads, 8, 1, 2),
                                      COMBA_ACTIVATION_MAP_FIELD(config, feature_map),
-                                     {"use_output_gate", COMBA_FIELD_BOOLEAN, offsetof(config, use_output_gate),
-                                      .default_value = 1, .help = "gate the normed output with silu"},
+                                     COMBA_SWISH_OUTPUT_FIELDS(config, output),
                                      {0}};
 
 static comba_status check(const void *config, int64_t hidden_size) {
@@ -46,11 +45,14 @@ static comba_status check(const void *config, int64_t hidden_size) {
                     (long long)K);
 }
 
+static const comba_default vision_defaults[] = {{"expand_v", 1}, {0}};
+
 const comba_mixer_row comba_mixer_retnet = {
     .model_type = "retnet",
     .recurrence = "S_t = a_h S_{t-1} + v_t k_t^T, a_h = 1 - 2^(-5-h);  o_t = S_t q_t",
     .source = "Retentive Network: A Successor to Transformer for Large Language Models, arXiv 2307.08621",
     .fields = fields,
+    .vision_defaults = vision_defaults,
     .config_size = sizeof(config),
     .check = check,
     .build = build_mixer,

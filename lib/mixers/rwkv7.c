@@ -29,6 +29,11 @@ static int64_t head_size(const config *c, int64_t d) {
   return c->head_dim ? c->head_dim : c->num_heads ? d / c->num_heads : 0;
 }
 
+/* Where the config has null: factor * sqrt(d) to the nearest multiple of 32, at least 32, as fla's layer chooses. */
+static int64_t rank(int64_t given, double factor, int64_t d) {
+  return given ? given : 32 * (int64_t)fmax(1, rint(factor * sqrt((double)d) / 32));
+}
+
 static int64_t value_channels(const config *c, int64_t d) {
   return c->value_dim ? c->value_dim : d;
 }
@@ -127,7 +132,8 @@ static comba_tensor *decay(comba_build *build, const config *c, comba_tensor *x,
   static const comba_function tanh_function = COMBA_TANH;
   const comba_ramp bias = {decay_ramp, 1 + pow(depth(build), 0.3), (double)heads.size[3]};
   const int64_t channels = heads.size[2] * heads.size[3];
-  comba_tensor *w = low_rank(build, "w", x, c->decay_low_rank_dim, channels, &tanh_function, &bias);
+  const int64_t size = rank(c->decay_low_rank_dim, 2.5 * (double)heads.size[3] / 64, channels);
+  comba_tensor *w = low_rank(build, "w", x, size, channels, &tanh_function, &bias);
   const comba_channel_decay_attributes attributes = {.kind = COMBA_CHANNEL_SIGMOID, .scale = DECAY_SCALE};
   return comba_channel_decay(build->graph, comba_reshape(build->graph, w, heads), NULL, NULL, attributes);
 }
@@ -138,7 +144,8 @@ static comba_tensor *values(comba_build *build, const config *c, comba_tensor *x
   comba_tensor *v = matrix(build, "v_proj", x, channels, COMBA_DRAW_ORTHOGONAL, 1);
   if (!build->first_value) return build->first_value = v;
   const comba_ramp bias = {linear_ramp, 0.73, -0.4};
-  comba_tensor *share_of_first = low_rank(build, "v", x, c->v_low_rank_dim, channels, NULL, &bias);
+  const int64_t d = x->shape.size[2], size = rank(c->v_low_rank_dim, 1.7 * (double)head_size(c, d) / 64, d);
+  comba_tensor *share_of_first = low_rank(build, "v", x, size, channels, NULL, &bias);
   return comba_lerp(graph, v, build->first_value, comba_activation(graph, share_of_first, COMBA_SIGMOID, 1));
 }
 
@@ -157,10 +164,10 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   comba_tensor *k = matrix(build, "k_proj", mix(build, "x_k", x, shifted, 0.7), d, COMBA_DRAW_ORTHOGONAL, 0.1);
   comba_tensor *v = values(build, c, mix(build, "x_v", x, shifted, 0.7), channels);
   const comba_ramp a_bias = {a_ramp, (double)K, 0};
-  comba_tensor *a = low_rank(build, "a", mix(build, "x_a", x, shifted, 0.9), c->a_low_rank_dim, d, NULL, &a_bias);
+  const int64_t a_rank = rank(c->a_low_rank_dim, 2.5 * (double)K / 64, d), gate_rank = rank(c->gate_low_rank_dim, 5, d);
+  comba_tensor *a = low_rank(build, "a", mix(build, "x_a", x, shifted, 0.9), a_rank, d, NULL, &a_bias);
   a = comba_activation(graph, a, COMBA_SIGMOID, 1);
-  comba_tensor *gate =
-      low_rank(build, "g", mix(build, "x_g", x, shifted, 0.2), c->gate_low_rank_dim, channels, &sigmoid, NULL);
+  comba_tensor *gate = low_rank(build, "g", mix(build, "x_g", x, shifted, 0.2), gate_rank, channels, &sigmoid, NULL);
 
   comba_tensor *k_k = comba_build_ramp(build, "k_k", COMBA_SHAPE(d), (comba_ramp){linear_ramp, 0.71, -0.1});
   comba_tensor *u = comba_reshape(graph, comba_product(graph, k, k_k), keys);
@@ -242,15 +249,18 @@ static const char *const activations[] = {"sqrelu", "relu", "swish", "silu", NUL
 
 #define FIELD(member) offsetof(config, member)
 #define RANK(name, size, text)                                                                                         \
-  { #name, COMBA_FIELD_INTEGER, FIELD(name), .default_value = size, .minimum = 1, .maximum = 65536, .help = text }
+  {                                                                                                                    \
+#name, COMBA_FIELD_INTEGER, FIELD(name), .default_value = size, .minimum = 1, .maximum = 65536, .nullable = true,  \
+                                             .help = text                                                              \
+  }
 static const comba_field fields[] = {
     {"head_dim", COMBA_FIELD_INTEGER, FIELD(head_dim), .default_value = 64, .minimum = 1, .maximum = 4096,
      .nullable = true, .null_value = 0, .help = "key size of a head; null: hidden_size / num_heads"},
     {"num_heads", COMBA_FIELD_INTEGER, FIELD(num_heads), .default_value = 0, .minimum = 1, .maximum = 65536,
-     .nullable = true, .null_value = 0, .help = "heads; null: hidden_size / head_dim"},
+     .nullable = true, .null_value = 0, .help = "heads, where head_dim is null"},
     {"value_dim", COMBA_FIELD_LAYERS, FIELD(value_dim), .default_value = 0, .minimum = 1, .maximum = 1 << 20,
      .nullable = true, .null_value = 0, .help = "value size of all heads, the same in each layer; null: hidden_size"},
-    RANK(decay_low_rank_dim, 64, "rank of the decay's map"),
+    RANK(decay_low_rank_dim, 64, "rank of the decay's map; null, here and below: by hidden_size and head_dim"),
     RANK(gate_low_rank_dim, 128, "rank of the output gate's map"),
     RANK(a_low_rank_dim, 64, "rank of the map to a, the rate at which the state is overwritten"),
     RANK(v_low_rank_dim, 16, "rank of the map to the share of the first layer's v"),
@@ -263,6 +273,7 @@ static const comba_field fields[] = {
     {0}};
 
 static const comba_default language_defaults[] = {{"use_l2warp", 1}, {0}};
+static const comba_default vision_defaults[] = {{"initializer_range", 0.006}, {0}};
 
 static comba_status check(const void *opaque, int64_t d) {
   const config *c = opaque;
@@ -271,9 +282,6 @@ static comba_status check(const void *opaque, int64_t d) {
     return comba_fail(COMBA_ERROR_ARGUMENT, "%s is %lld, expected a divisor of hidden_size %lld",
                       c->head_dim || !c->num_heads ? "head_dim" : "num_heads",
                       (long long)(c->head_dim ? c->head_dim : c->num_heads), (long long)d);
-  if (c->num_heads && c->num_heads != d / K)
-    return comba_fail(COMBA_ERROR_ARGUMENT, "num_heads is %lld, expected hidden_size / head_dim = %lld or null",
-                      (long long)c->num_heads, (long long)(d / K));
   if (value_channels(c, d) % (d / K))
     return comba_fail(COMBA_ERROR_ARGUMENT, "value_dim is %lld, expected a multiple of the number of heads %lld",
                       (long long)c->value_dim, (long long)(d / K));
@@ -290,6 +298,7 @@ const comba_mixer_row comba_mixer_rwkv7 = {
     .recurrence = "S_t = S_{t-1} (diag(w_t) - u_t (a_t u_t)^T) + v_t k_t^T;  o_t = S_t r_t",
     .source = "RWKV-7 \"Goose\" with Expressive Dynamic State Evolution, arXiv 2503.14456",
     .fields = fields,
+    .vision_defaults = vision_defaults,
     .language_defaults = language_defaults,
     .block = &block,
     .packed = &packed,

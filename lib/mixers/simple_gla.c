@@ -29,11 +29,11 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   const config *c = opaque;
   comba_tensor *q, *k, *v;
   comba_build_expanded_heads(build, &c->heads, x, c->use_short_conv ? c->conv_size : 0, &q, &k, &v);
-  q = comba_build_activation_map(build, q, c->feature_map);
-  k = comba_build_activation_map(build, k, c->feature_map);
+  q = comba_build_activation_map(build, q, c->feature_map, COMBA_GELU_TANH);
+  k = comba_build_activation_map(build, k, c->feature_map, COMBA_GELU_TANH);
   comba_tensor *o =
       comba_build_scalar_decay(build, "recurrent", q, k, v, decay(build, c, x), (comba_scalar_decay_attributes){0});
-  return comba_build_swish_output(build, x, o, true);
+  return comba_build_swish_output(build, &(comba_swish_output){true, true, true}, x, o);
 }
 
 #define FIELD(member) offsetof(config, member)

@@ -18,7 +18,7 @@ static comba_tensor *project(comba_build *build, const comba_attention_config *c
   snprintf(linear, sizeof linear, "%s_proj", name);
   snprintf(convolution, sizeof convolution, "%s_conv1d", name);
   comba_tensor *y = comba_build_linear(build, linear, x, heads * head_dim, config->qkv_bias);
-  if (config->use_short_conv) y = comba_build_convolution(build, convolution, y, config->conv_size, false, false);
+  if (config->qkv_conv_size) y = comba_build_convolution(build, convolution, y, config->qkv_conv_size, false, false);
   y = comba_reshape(graph, y, COMBA_SHAPE(build->batch, build->length, heads, head_dim));
   if (config->qk_norm && norm)
     y = comba_rms_norm(graph, y, NULL, comba_build_vector(build, norm, head_dim, 1), QK_NORM_EPSILON, NULL);
@@ -65,13 +65,12 @@ static const comba_field fields[] = {
     {"window_size", COMBA_FIELD_INTEGER, FIELD(window_size), .default_value = 0, .minimum = 1, .maximum = 1 << 30,
      .nullable = true, .null_value = 0,
      .help = "a token sees itself and the window_size - 1 before it; null: all before it"},
-    {"rope_theta", COMBA_FIELD_NUMBER, FIELD(rope_theta), .default_value = 10000, .minimum = 1, .maximum = 1e12,
+    {"rope_theta", COMBA_FIELD_NUMBER, FIELD(rope_theta), .default_value = 10000, .minimum = 1e-6, .maximum = 1e12,
      .help = "base of the rotary positions"},
     {"use_rope", COMBA_FIELD_BOOLEAN, FIELD(use_rope), .default_value = 1, .help = "rotary positions"},
-    {"use_short_conv", COMBA_FIELD_BOOLEAN, FIELD(use_short_conv), .default_value = 0,
-     .help = "causal depthwise convolution of q, k and v, without silu; of our own"},
-    {"conv_size", COMBA_FIELD_INTEGER, FIELD(conv_size), .default_value = 4, .minimum = 1, .maximum = 64,
-     .help = "taps of the short convolution"},
+    {"qkv_conv_size", COMBA_FIELD_INTEGER, FIELD(qkv_conv_size), .default_value = 0, .minimum = 1, .maximum = 64,
+     .nullable = true, .null_value = 0,
+     .help = "taps of a causal depthwise convolution of q, k and v, without silu; of our own. null: none"},
     {0}};
 
 static comba_status check(const void *opaque, int64_t hidden_size) {

@@ -104,7 +104,7 @@ const comba_field comba_schema_hybrid[] = {
      .help = "biases of q, k and v (vision: read, without effect, as in fla-zoo)"},
     {"window_size", COMBA_FIELD_INTEGER, HYBRID(window_size), .default_value = 0, .minimum = 1, .maximum = 1 << 30,
      .nullable = true, .null_value = 0, .help = "a token sees itself and the window_size - 1 before it; null: all"},
-    {"rope_theta", COMBA_FIELD_NUMBER, HYBRID(rope_theta), .default_value = 10000, .minimum = 1, .maximum = 1e12,
+    {"rope_theta", COMBA_FIELD_NUMBER, HYBRID(rope_theta), .default_value = 10000, .minimum = 1e-6, .maximum = 1e12,
      .help = "base of the rotary positions"},
     {0}};
 

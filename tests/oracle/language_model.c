@@ -136,7 +136,7 @@ double *oracle_convolution(oracle_model *oracle, const char *name, const double 
 
 double *oracle_norm(oracle_model *oracle, const char *name, const double *x, int64_t rows, int64_t size,
                     double epsilon) {
-  const double *w = need(oracle, below_prefix(oracle, name, ".weight").text)->data;
+  const oracle_weight *weight = find(oracle, below_prefix(oracle, name, ".weight").text);
   const oracle_weight *bias = find(oracle, below_prefix(oracle, name, ".bias").text);
   double *y = oracle_zeros(oracle, rows * size);
   for (int64_t r = 0; r < rows; r++) {
@@ -145,7 +145,8 @@ double *oracle_norm(oracle_model *oracle, const char *name, const double *x, int
     for (int64_t i = 0; i < size && bias; i++) mean += own[i] / (double)size;
     for (int64_t i = 0; i < size; i++) square += (own[i] - mean) * (own[i] - mean) / (double)size;
     for (int64_t i = 0; i < size; i++)
-      y[r * size + i] = (own[i] - mean) / sqrt(square + epsilon) * w[i] + (bias ? bias->data[i] : 0);
+      y[r * size + i] =
+          (own[i] - mean) / sqrt(square + epsilon) * (weight ? weight->data[i] : 1) + (bias ? bias->data[i] : 0);
   }
   return y;
 }

@@ -72,7 +72,7 @@ int64_t oracle_extent(oracle_model *oracle, const char *name, int dimension);
 double *oracle_linear(oracle_model *oracle, const char *name, const double *x);
 /* y_t = sum_j w_j x_{t - (taps - 1) + j} of NAME.weight (channels,1,taps), + NAME.bias if the model has one */
 double *oracle_convolution(oracle_model *oracle, const char *name, const double *x);
-/* Rows of `size`: x / sqrt(mean x^2 + epsilon) NAME.weight; with NAME.bias a LayerNorm. */
+/* Rows of `size`: x / sqrt(mean x^2 + epsilon), times NAME.weight if the model has one; with NAME.bias a LayerNorm. */
 double *oracle_norm(oracle_model *oracle, const char *name, const double *x, int64_t rows, int64_t size,
                     double epsilon);
 /* Halves of each head's D channels turned by t 10000^(-2j/D); x (T,heads,D) */

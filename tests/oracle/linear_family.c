@@ -61,7 +61,8 @@ static double *gated_output(oracle_model *oracle, const operands *a, const doubl
   const oracle_linear_config *c = oracle->config;
   const bool gated = oracle_has(oracle, "g_proj.weight");
   const int64_t rows = oracle->length * c->heads;
-  double *y = oracle_norm(oracle, gated ? "g_norm_swish_gate" : "g_norm", o, rows, a->V, oracle->norm_epsilon);
+  const bool fused = oracle_has(oracle, "g_norm_swish_gate.weight");
+  double *y = oracle_norm(oracle, fused ? "g_norm_swish_gate" : "g_norm", o, rows, a->V, oracle->norm_epsilon);
   const double *gate = gated ? oracle_linear(oracle, "g_proj", x) : NULL;
   for (int64_t i = 0; i < rows * a->V && gated; i++) y[i] *= oracle_silu(gate[i]);
   return oracle_linear(oracle, "o_proj", y);

@@ -8,10 +8,8 @@ static double *project_unit(oracle_model *oracle, const char *name, const double
   char part[24];
   snprintf(part, sizeof part, "%s_proj", name);
   double *y = oracle_linear(oracle, part, x);
-  snprintf(part, sizeof part, "%s_conv1d.weight", name);
-  const bool convolved = oracle_has(oracle, part);
   snprintf(part, sizeof part, "%s_conv1d", name);
-  if (convolved) y = oracle_convolution(oracle, part, y);
+  y = oracle_convolution(oracle, part, y);
   for (int64_t row = 0; row < oracle->length * H; row++) {
     double square = 0;
     for (int64_t i = 0; i < K; i++) {

@@ -4,7 +4,7 @@
 
 #include "language_model.h"
 
-/* Whether there is a convolution or an output gate follows from the weights. */
+/* Whether there is an output gate follows from the weights. */
 typedef struct oracle_mesa_config {
   int64_t heads;
   double lower_bound;
