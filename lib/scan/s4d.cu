@@ -3,7 +3,7 @@
  *
  * A warp a sequence and channel, a lane a state (more than 32 take turns), with the tokens of a chunk in registers: lane l holds
  * tokens l and l + 32. Complex vectors are M real parts, then M imaginary ones. Saved: the states at the chunks' starts. */
-#include <thrust/complex.h>
+#include <cuComplex.h>
 
 #include "ops/cuda_rows.h"
 #include "ops/cuda_sequences.h"
@@ -20,7 +20,7 @@ static comba_status infer(comba_signature *s) {
   return COMBA_OK;
 }
 
-typedef thrust::complex<double> complex;
+typedef cuDoubleComplex complex;
 
 struct parameters {
   int64_t d, M;
@@ -29,17 +29,19 @@ struct parameters {
 
 /* a and w of one state, in double: their powers reach far */
 struct discrete {
-  complex A, C, a, w;
+  complex A, C, a, quotient, w; /* quotient: (a - 1) / A */
   double dt;
 };
 
 static __device__ discrete discretize(const parameters &p, int64_t at) {
   discrete x;
   x.dt = exp((double)p.log_dt[at / p.M]);
-  x.A = complex(-exp((double)p.log_rate[at]), p.frequency[at]);
-  x.C = complex(p.C[2 * at], p.C[2 * at + 1]);
-  x.a = thrust::exp(x.dt * x.A);
-  x.w = x.C * (x.a - 1.0) / x.A;
+  x.A = make_cuDoubleComplex(-exp((double)p.log_rate[at]), p.frequency[at]);
+  x.C = make_cuDoubleComplex(p.C[2 * at], p.C[2 * at + 1]);
+  const double size = exp(x.dt * x.A.x), angle = x.dt * x.A.y;
+  x.a = make_cuDoubleComplex(size * cos(angle), size * sin(angle));
+  x.quotient = cuCdiv(make_cuDoubleComplex(x.a.x - 1, x.a.y), x.A);
+  x.w = cuCmul(x.C, x.quotient);
   return x;
 }
 
@@ -58,10 +60,10 @@ static void discretize_all(const parameters &p, float *steps) {
   comba_each(p.d * p.M, [=] __device__(int64_t at) {
     const discrete x = discretize(p, at);
     float *to = steps + at / p.M * 4 * p.M + at % p.M;
-    to[0] = (float)x.a.real();
-    to[p.M] = (float)x.a.imag();
-    to[2 * p.M] = (float)(2 * x.w.real());
-    to[3 * p.M] = (float)(2 * x.w.imag());
+    to[0] = (float)x.a.x;
+    to[p.M] = (float)x.a.y;
+    to[2 * p.M] = (float)(2 * x.w.x);
+    to[3 * p.M] = (float)(2 * x.w.y);
   });
 }
 
@@ -233,19 +235,20 @@ static void parameter_gradients(const comba_call *call, const parameters &p, int
     for (int64_t m = lane; m < p.M; m += 32) {
       const int64_t at = channel * p.M + m;
       const discrete x = discretize(p, at);
-      complex da = 0, dw = 0;
+      complex da = {0, 0}, dw = {0, 0};
       for (int64_t n = 0; n < sequences; n++) {
         const float *from = sums + (n * p.d + channel) * 6 * p.M + 2 * p.M + m;
-        da += complex(from[0], from[p.M]);
-        dw += complex(from[2 * p.M], from[3 * p.M]);
+        da = make_cuDoubleComplex(da.x + from[0], da.y + from[p.M]);
+        dw = make_cuDoubleComplex(dw.x + from[2 * p.M], dw.y + from[3 * p.M]);
       }
-      da += dw * x.C / x.A;
-      const complex to_C = dw * (x.a - 1.0) / x.A, to_A = da * x.dt * x.a - dw * x.w / x.A;
-      if (dC) put(dC + 2 * at, (float)to_C.real(), add_C);
-      if (dC) put(dC + 2 * at + 1, (float)-to_C.imag(), add_C);
-      if (dlog_rate) put(dlog_rate + at, (float)(to_A.real() * x.A.real()), add_rate);
-      if (dfrequency) put(dfrequency + at, (float)-to_A.imag(), add_frequency);
-      to_log_dt += (da * x.A * x.a).real() * x.dt;
+      da = cuCadd(da, cuCdiv(cuCmul(dw, x.C), x.A));
+      const complex from_a = cuCmul(da, x.a), from_w = cuCdiv(cuCmul(dw, x.w), x.A), to_C = cuCmul(dw, x.quotient);
+      const complex to_A = make_cuDoubleComplex(x.dt * from_a.x - from_w.x, x.dt * from_a.y - from_w.y);
+      if (dC) put(dC + 2 * at, (float)to_C.x, add_C);
+      if (dC) put(dC + 2 * at + 1, (float)-to_C.y, add_C);
+      if (dlog_rate) put(dlog_rate + at, (float)(to_A.x * x.A.x), add_rate);
+      if (dfrequency) put(dfrequency + at, (float)-to_A.y, add_frequency);
+      to_log_dt += cuCmul(from_a, x.A).x * x.dt;
     }
     for (int offset = 16; offset; offset /= 2) to_log_dt += __shfl_xor_sync(~0u, to_log_dt, offset);
     if (dlog_dt && !lane) put(dlog_dt + channel, (float)to_log_dt, add_dt);
