@@ -164,11 +164,11 @@ template <class T, int D> static __global__ void __launch_bounds__(tiles<T, D>::
       shrink[half] = exp2f(largest[half] - base[half]);
       largest[half] = top[half];
     }
-    tile_each<t::columns>([&](int n, int i, int row, int column) {
-      const float weight = exp2f(score[n][i] - base[i / 2]);
-      added[i / 2] += weight;
-      store(weights + row * t::score_stride + column, weight);
+    tile_each<t::columns>([&](int n, int i, int, int) {
+      score[n][i] = exp2f(score[n][i] - base[i / 2]);
+      added[i / 2] += score[n][i];
     });
+    tile_store<t::columns>(weights, score);
 #pragma unroll
     for (int half = 0; half < 2; half++) sum[half] = sum[half] * shrink[half] + added[half];
     tile_each<t::part>([&](int n, int i, int, int) { o[n][i] *= shrink[i / 2]; });
@@ -227,8 +227,9 @@ static __global__ void __launch_bounds__(tiles<T, D>::threads) find_query_gradie
     tile_each<t::columns>([&](int n, int i, int row, int column) {
       const bool seen = all || p.visible(at.token + first_row + row, key + column, at.length);
       const float weight = seen ? exp2f(score[n][i] * p.power_scale - lse[i / 2]) : 0;
-      store(score_gradient + row * t::score_stride + column, weight * (product[n][i] - delta[i / 2]));
+      product[n][i] = weight * (product[n][i] - delta[i / 2]);
     });
+    tile_store<t::columns>(score_gradient, product);
     __syncwarp();
     tile_multiply<t::part, t::columns, false>(dq, score_gradient, t::score_stride, k + first_channel, t::stride);
   }
@@ -280,10 +281,11 @@ static __global__ void __launch_bounds__(tiles<T, D>::threads) find_key_gradient
       const bool all = p.all_visible(token, t::columns, at.token, t::rows, at.length);
       tile_each<t::columns>([&](int n, int i, int row, int column) {
         const bool seen = all || p.visible(token + column, at.token + first_row + row, at.length);
-        const float weight = seen ? exp2f(score[n][i] * p.power_scale - lse[column]) : 0;
-        store(weights + row * t::score_stride + column, weight);
-        store(score_gradient + row * t::score_stride + column, weight * (product[n][i] - delta[column]));
+        score[n][i] = seen ? exp2f(score[n][i] * p.power_scale - lse[column]) : 0;
+        product[n][i] = score[n][i] * (product[n][i] - delta[column]);
       });
+      tile_store<t::columns>(weights, score);
+      tile_store<t::columns>(score_gradient, product);
       __syncwarp();
       tile_multiply<t::part, t::columns, false>(dv, weights, t::score_stride, output_gradient + first_channel,
                                                 t::stride);

@@ -42,6 +42,24 @@ template <int N, class F> static __device__ inline void tile_each(F f) {
     for (int i = 0; i < 4; i++) f(n, i, lane / 4 + i / 2 * 8, n * 8 + lane % 4 * 2 + i % 2);
 }
 
+static __device__ inline void store_pair(float *to, float x, float y) {
+  *(float2 *)to = make_float2(x, y);
+}
+static __device__ inline void store_pair(bfloat16 *to, float x, float y) {
+  *(__nv_bfloat162 *)to = __floats2bfloat162_rn(x, y);
+}
+
+/* to (16, N) = the warp's results, for a product to read: rounded to T */
+template <int N, class T> static __device__ inline void tile_store(T *to, const float (&sum)[N / 8][4]) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int n = 0; n < N / 8; n++)
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+      store_pair(to + (lane / 4 + half * 8) * tile_stride<T, N> + n * 8 + lane % 4 * 2, sum[n][half * 2],
+                 sum[n][half * 2 + 1]);
+}
+
 /* ---- bfloat16 ------------------------------------------------------------------------------------------------------- */
 
 /* Four matrices of 8 x 8: lane l gives the address of row l % 8 of matrix l / 8, and gets row l / 4, columns 2 (l % 4) and the next, of
@@ -59,10 +77,10 @@ template <bool transpose> static __device__ inline void load_matrices(uint32_t (
 }
 
 static __device__ inline void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-               "{%0, %1, %2, %3};"
-               : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 /* sum (16, N) += a b: a (16, K) row by row; b (K, N), or its transpose (N, K), row by row. N and K are multiples of 16. */
