@@ -9,6 +9,7 @@ documentation = \
 	docs/formats.md \
 	docs/memory.md \
 	docs/memory_mlp.md \
+	docs/mixers/comba.md \
 	docs/mixers/delta_net.md \
 	docs/mixers/gated_deltanet.md \
 	docs/mixers/gla.md \
