@@ -193,6 +193,8 @@ kernel_sources = \
 	lib/scan/attention.c \
 	lib/scan/attention_block.h \
 	lib/scan/attention_decode.c \
+	lib/scan/chunk_product.c \
+	lib/scan/chunk_product.h \
 	lib/scan/delta_rule.c \
 	lib/scan/delta_rule.h \
 	lib/scan/delta_rule_chunk.c \

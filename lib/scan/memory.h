@@ -61,14 +61,15 @@ static inline int64_t memory_parameters(int64_t rows, int64_t V, int64_t chunk) 
 /* n tokens of a chunk, from the one at `phase` of it. Matrices are dense. */
 typedef struct memory_chunk {
   int64_t n, phase, R, V;
-  bool fresh;                                   /* nothing gathered before: running is frozen */
-  bool momentum, token_weight;                  /* there are such */
+  bool fresh;                                   /* nothing gathered before: running starts as frozen */
+  bool in_place;                                /* linear, fresh and complete: frozen becomes the next chunk's memory */
+  bool momentum, token_weight, gated;           /* there are such; retention or momentum */
   real rate[CHUNK], retain[CHUNK], keep[CHUNK]; /* eta_t; e^g of retention and of momentum */
   real weight[CHUNK];                           /* of what is gathered, in the memory that token i reads */
   real *q, *k;                                  /* (n,R) */
   real *target, *z, *gradient; /* (n,V) target, what the memory returns, and the rows n_t of its gradient */
   real *frozen;                /* (R,V) memory at the chunk's start */
-  real *running;               /* (R,V) with what the tokens up to now have changed */
+  real *running;               /* (R,V) with what the tokens up to now have changed; frozen itself in place */
   real *velocity;              /* (R,V) */
   real *map;                   /* (R,V) of the frozen memory; itself where the map is the identity */
   real *scratch;
@@ -80,7 +81,7 @@ typedef struct memory_chunk_gradient {
   real *q, *k;              /* (n,R) */
   real *gradient;           /* (n,V) of the rows n_t */
   real *running, *velocity; /* (R,V): of the end, then of the start */
-  real *frozen;             /* (R,V): added to, apart from what goes through running or the rows n_t */
+  real *frozen;             /* (R,V): added to, apart from what goes through running or the rows n_t; not in place */
   bool committed;           /* the chunk ends here: running's gradient is that of the next chunk's memory, ... */
   real end;                 /* ... of which running is this share: the last token's weight; 1 otherwise */
   real rate[CHUNK], retain[CHUNK], keep[CHUNK], weight[CHUNK];

@@ -3,7 +3,7 @@
  *   running_i  = f_i running_0 + h_i velocity_0 - sum_{j<=i} c_ij rate_j k_j n_j^T
  *   velocity_i = p_i0 velocity_0 - sum_{j<=i} p_ij rate_j k_j n_j^T
  * and token i reads (1 - w_i) frozen + w_i running_i. */
-#include "core/gemm.h"
+#include "scan/chunk_product.h"
 #include "scan/memory.h"
 
 /* Row i is what token i sees of running_0, velocity_0 and the tokens up to it; rows and columns count from 1, and 0 is the
@@ -19,10 +19,12 @@ static void mask_of(const memory_chunk *x, mask *m) {
   m->f[0] = m->p[0][0] = 1;
   for (int64_t i = 1; i <= x->n; i++) {
     const real retain = x->retain[i - 1], keep = x->keep[i - 1];
-    for (int64_t j = 0; j <= i; j++) {
-      m->p[i][j] = j == i ? 1 : keep * m->p[i - 1][j];
-      m->c[i][j] = (j == i ? 0 : retain * m->c[i - 1][j]) + m->p[i][j];
+#pragma omp simd
+    for (int64_t j = 0; j < i; j++) {
+      m->p[i][j] = keep * m->p[i - 1][j];
+      m->c[i][j] = retain * m->c[i - 1][j] + m->p[i][j];
     }
+    m->c[i][i] = m->p[i][i] = 1;
     m->f[i] = retain * m->f[i - 1];
   }
 }
@@ -32,6 +34,7 @@ static void mask_backward(const memory_chunk *x, const mask *m, mask *g, real *r
   for (int64_t i = x->n; i >= 1; i--) {
     real to_retain = g->f[i] * m->f[i - 1], to_keep = 0;
     g->f[i - 1] += x->retain[i - 1] * g->f[i];
+#pragma omp simd reduction(+ : to_retain, to_keep)
     for (int64_t j = 0; j < i; j++) {
       g->p[i][j] += g->c[i][j];
       to_retain += g->c[i][j] * m->c[i - 1][j];
@@ -86,15 +89,15 @@ static bool reads_frozen(const memory_chunk *x) {
 static void read(const memory_chunk *x, const real *share, const real *memory, real beta, real *o, int64_t stride,
                  real *rows) {
   scale_rows(x, x->R, share, x->q, rows);
-  comba_gemm_serial('N', 'N', x->n, x->V, x->R, 1, rows, x->R, memory, x->V, beta, o, stride);
+  chunk_product('N', 'N', x->n, x->V, x->R, 1, rows, x->R, memory, x->V, beta, o, stride);
 }
 
-/* memory = factor memory - sum_j mask_j rate_j k_j n_j^T */
-static void gather(const memory_chunk *x, const real *row, real factor, real *memory, real *rows) {
+/* memory = factor memory - end sum_j mask_j rate_j k_j n_j^T */
+static void gather(const memory_chunk *x, const real *row, real end, real factor, real *memory, real *rows) {
   real share[CHUNK];
   for (int64_t j = 0; j < x->n; j++) share[j] = row[j + 1] * x->rate[j];
   scale_rows(x, x->R, share, x->k, rows);
-  comba_gemm_serial('T', 'N', x->R, x->V, x->n, -1, rows, x->R, x->gradient, x->V, factor, memory, x->V);
+  chunk_product('T', 'N', x->R, x->V, x->n, -end, rows, x->R, x->gradient, x->V, factor, memory, x->V);
 }
 
 void COMBA_VARIANT(comba_memory_linear_forward)(const memory_chunk *x, real *o, int64_t stride) {
@@ -113,16 +116,19 @@ void COMBA_VARIANT(comba_memory_linear_forward)(const memory_chunk *x, real *o, 
     for (int64_t i = 0; i < n; i++) share[i] = velocity_share(x, &m, i);
     read(x, share, x->velocity, 1, o, stride, s.rows_a);
   }
-  comba_gemm_serial('N', 'T', n, n, R, 1, x->q, R, x->k, R, 0, s.scores, n);
-  for (int64_t i = 0; i < n; i++)
-    for (int64_t j = 0; j < n; j++)
-      s.scores[i * n + j] = j <= i ? x->weight[i] * m.c[i + 1][j + 1] * x->rate[j] * s.scores[i * n + j] : 0;
-  comba_gemm_serial('N', 'N', n, V, n, -1, s.scores, n, x->gradient, V, 1, o, stride);
+  chunk_product('N', 'T', n, n, R, 1, x->q, R, x->k, R, 0, s.scores, n);
+  for (int64_t i = 0; i < n; i++) {
+    for (int64_t j = 0; j <= i; j++) s.scores[i * n + j] *= x->weight[i] * m.c[i + 1][j + 1] * x->rate[j];
+    for (int64_t j = i + 1; j < n; j++) s.scores[i * n + j] = 0;
+  }
+  chunk_product('N', 'N', n, V, n, -1, s.scores, n, x->gradient, V, 1, o, stride);
 
-  gather(x, m.c[n], m.f[n], x->running, s.rows_a);
+  const real end = x->in_place ? x->weight[n - 1] : 1; /* what the last token reads is the next memory */
+  gather(x, m.c[n], end, 1 - end + end * m.f[n], x->running, s.rows_a);
   if (!x->momentum) return;
-  for (int64_t i = 0; i < R * V; i++) x->running[i] += m.c[n][0] * x->velocity[i];
-  gather(x, m.p[n], m.p[n][0], x->velocity, s.rows_a);
+  const real to_running = end * m.c[n][0];
+  for (int64_t i = 0; i < R * V; i++) x->running[i] += to_running * x->velocity[i];
+  gather(x, m.p[n], 1, m.p[n][0], x->velocity, s.rows_a);
 }
 
 /* ---- Backward ------------------------------------------------------------------------------------------------------ */
@@ -132,13 +138,13 @@ void COMBA_VARIANT(comba_memory_linear_forward)(const memory_chunk *x, real *o, 
 static void read_backward(const memory_chunk *x, const memory_chunk_gradient *g, const real *share, const real *matrix,
                           real factor, real *matrix_gradient, real *to_share, const linear_scratch *s) {
   const int64_t n = x->n, R = x->R, V = x->V;
-  comba_gemm_serial('N', 'T', n, R, V, 1, g->o, V, matrix, V, 0, s->rows_a, R);
+  chunk_product('N', 'T', n, R, V, 1, g->o, V, matrix, V, 0, s->rows_a, R);
   for (int64_t i = 0; i < n; i++) {
     to_share[i] = scan_dot(x->q + i * R, s->rows_a + i * R, R);
     for (int64_t c = 0; c < R; c++) g->q[i * R + c] += share[i] * s->rows_a[i * R + c];
   }
   scale_rows(x, R, share, x->q, s->rows_b);
-  comba_gemm_serial('T', 'N', R, V, n, 1, s->rows_b, R, g->o, V, factor, matrix_gradient, V);
+  chunk_product('T', 'N', R, V, n, 1, s->rows_b, R, g->o, V, factor, matrix_gradient, V);
 }
 
 /* What the end matrix E = ... - sum_j row_j rate_j k_j n_j^T, with the gradient G of which `end` counts, leaves to the keys, the
@@ -146,8 +152,8 @@ static void read_backward(const memory_chunk *x, const memory_chunk_gradient *g,
 static void gather_backward(const memory_chunk *x, memory_chunk_gradient *g, const real *row, const real *G, real end,
                             real *row_gradient, real *inner, const linear_scratch *s) {
   const int64_t n = x->n, R = x->R, V = x->V;
-  comba_gemm_serial('N', 'T', n, R, V, 1, x->gradient, V, G, V, 0, s->rows_a, R);
-  comba_gemm_serial('N', 'N', n, V, R, 1, x->k, R, G, V, 0, s->values, V);
+  chunk_product('N', 'T', n, R, V, 1, x->gradient, V, G, V, 0, s->rows_a, R);
+  chunk_product('N', 'N', n, V, R, 1, x->k, R, G, V, 0, s->values, V);
   for (int64_t j = 0; j < n; j++) {
     const real share = end * row[j + 1] * x->rate[j], product = scan_dot(x->k + j * R, s->rows_a + j * R, R);
     for (int64_t c = 0; c < R; c++) g->k[j * R + c] -= share * s->rows_a[j * R + c];
@@ -168,24 +174,26 @@ static real inner_product(const real *a, const real *b, int64_t rows, int64_t wi
 static void scores_backward(const memory_chunk *x, memory_chunk_gradient *g, const mask *m, mask *dm,
                             const linear_scratch *s) {
   const int64_t n = x->n, R = x->R, V = x->V;
-  comba_gemm_serial('N', 'T', n, n, R, 1, x->q, R, x->k, R, 0, s->scores, n);
-  comba_gemm_serial('N', 'T', n, n, V, 1, g->o, V, x->gradient, V, 0, s->products, n);
+  chunk_product('N', 'T', n, n, R, 1, x->q, R, x->k, R, 0, s->scores, n);
+  chunk_product('N', 'T', n, n, V, 1, g->o, V, x->gradient, V, 0, s->products, n);
   for (int64_t i = 0; i < n; i++) {
-    real to_weight = 0;
-    for (int64_t j = 0; j < n; j++) {
-      real *score = s->scores + i * n + j, *product = s->products + i * n + j;
-      const real c = j <= i ? m->c[i + 1][j + 1] : 0, both = j <= i ? *score * *product : 0;
-      to_weight -= c * x->rate[j] * both;
-      if (j <= i) dm->c[i + 1][j + 1] -= x->weight[i] * x->rate[j] * both;
-      g->rate[j] -= x->weight[i] * c * both;
-      *score = j <= i ? x->weight[i] * c * x->rate[j] * *score : 0;
-      *product = j <= i ? x->weight[i] * c * x->rate[j] * *product : 0;
+    real *scores = s->scores + i * n, *products = s->products + i * n, *to_c = dm->c[i + 1] + 1, to_weight = 0;
+    const real *c = m->c[i + 1] + 1, weight = x->weight[i];
+#pragma omp simd reduction(+ : to_weight)
+    for (int64_t j = 0; j <= i; j++) {
+      const real both = scores[j] * products[j], share = c[j] * x->rate[j];
+      to_weight += share * both;
+      to_c[j] -= weight * x->rate[j] * both;
+      g->rate[j] -= weight * c[j] * both;
+      scores[j] *= weight * share;
+      products[j] *= weight * share;
     }
-    g->weight[i] += to_weight;
+    for (int64_t j = i + 1; j < n; j++) scores[j] = products[j] = 0;
+    g->weight[i] -= to_weight;
   }
-  comba_gemm_serial('T', 'N', n, V, n, -1, s->scores, n, g->o, V, 0, g->gradient, V);
-  comba_gemm_serial('N', 'N', n, R, n, -1, s->products, n, x->k, R, 0, g->q, R);
-  comba_gemm_serial('T', 'N', n, R, n, -1, s->products, n, x->q, R, 0, g->k, R);
+  chunk_product('T', 'N', n, V, n, -1, s->scores, n, g->o, V, 0, g->gradient, V);
+  chunk_product('N', 'N', n, R, n, -1, s->products, n, x->k, R, 0, g->q, R);
+  chunk_product('T', 'N', n, R, n, -1, s->products, n, x->q, R, 0, g->k, R);
 }
 
 void COMBA_VARIANT(comba_memory_linear_backward)(const memory_chunk *x, memory_chunk_gradient *g) {
@@ -206,10 +214,10 @@ void COMBA_VARIANT(comba_memory_linear_backward)(const memory_chunk *x, memory_c
   const real across = inner_product(g->running, x->running, R, V);
   dm.f[n] += g->end * across;
   if (x->token_weight && g->committed) {
-    real to_weight = m.f[n] * across - inner_product(g->running, x->frozen, R, V);
+    real to_weight = m.f[n] * across - (x->fresh ? across : inner_product(g->running, x->frozen, R, V));
     for (int64_t j = 0; j < n; j++) to_weight -= m.c[n][j + 1] * inner[j];
     g->weight[n - 1] += to_weight;
-    for (int64_t i = 0; i < R * V; i++) g->frozen[i] += (1 - g->end) * g->running[i];
+    for (int64_t i = 0; !x->in_place && i < R * V; i++) g->frozen[i] += (1 - g->end) * g->running[i];
   }
   if (x->momentum) {
     gather_backward(x, g, m.p[n], g->velocity, 1, dm.p[n], inner, &s);
@@ -227,7 +235,8 @@ void COMBA_VARIANT(comba_memory_linear_backward)(const memory_chunk *x, memory_c
     }
   }
   for (int64_t i = 0; i < n; i++) share[i] = running_share(x, &m, i);
-  read_backward(x, g, share, x->running, g->end * m.f[n], g->running, to_share, &s);
+  const real kept = (x->in_place ? 1 - g->end : 0) + g->end * m.f[n];
+  read_backward(x, g, share, x->running, kept, g->running, to_share, &s);
   for (int64_t i = 0; i < n; i++) {
     dm.f[i + 1] += x->weight[i] * to_share[i];
     g->weight[i] += (m.f[i + 1] - (x->fresh ? 1 : 0)) * to_share[i];
@@ -237,5 +246,5 @@ void COMBA_VARIANT(comba_memory_linear_backward)(const memory_chunk *x, memory_c
     read_backward(x, g, share, x->frozen, 1, g->frozen, to_share, &s);
     for (int64_t i = 0; i < n; i++) g->weight[i] -= to_share[i];
   }
-  mask_backward(x, &m, &dm, g->retain, g->keep);
+  if (x->gated) mask_backward(x, &m, &dm, g->retain, g->keep);
 }

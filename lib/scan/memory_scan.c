@@ -1,6 +1,6 @@
 /* The chunks of one sequence and head. The rows n_t of a chunk's gradient are all taken at the memory the chunk starts with;
  * what then reads and gathers is memory_linear.c, or memory_mapped.c through a map. */
-#include "core/gemm.h"
+#include "scan/chunk_product.h"
 #include "scan/memory.h"
 
 static bool is_mapped(const memory_head *h) {
@@ -69,13 +69,19 @@ static void load_rows(const memory_head *h, int64_t n, const real *from, real *t
   }
 }
 
+static bool is_complete(const memory_head *h, const memory_chunk *x) {
+  return x->phase + x->n == h->chunk;
+}
+
 /* The tokens of chunk c, and the rows n_t at x->frozen. */
 static void load_chunk(const memory_head *h, int64_t c, memory_chunk *x) {
   const int64_t start = chunk_start(h, c), end = chunk_start(h, c + 1), V = h->V;
   x->n = (end < h->length ? end : h->length) - start;
   x->phase = c ? 0 : h->phase;
   x->fresh = !x->phase || !h->initial_state;
+  x->in_place = x->fresh && is_complete(h, x) && !is_mapped(h);
   x->momentum = h->momentum;
+  x->gated = h->retention || h->momentum;
   x->token_weight = h->token_offset;
   for (int64_t i = 0; i < x->n; i++) {
     const int64_t gate = (start + i) * h->gate_stride, token = x->phase + i;
@@ -92,11 +98,13 @@ static void load_chunk(const memory_head *h, int64_t c, memory_chunk *x) {
   real threshold[CHUNK];
   for (int64_t i = 0; i < x->n; i++) {
     const real *v = h->v + (start + i) * h->value_stride, *k = x->k + i * x->R;
-    for (int64_t j = 0; j < V; j++) x->target[i * V + j] = v[j] - (h->residual ? k[j] : 0);
+    real *target = x->target + i * V;
+    memcpy(target, v, (size_t)V * sizeof(real));
+    for (int64_t j = 0; h->residual && j < V; j++) target[j] -= k[j];
     threshold[i] = h->threshold ? h->threshold[(start + i) * h->gate_stride] : 0;
   }
   if (is_mapped(h)) COMBA_VARIANT(comba_memory_map)(h, x->frozen, x->map);
-  comba_gemm_serial('N', 'N', x->n, V, x->R, 1, x->k, x->R, x->map, V, 0, x->z, V);
+  chunk_product('N', 'N', x->n, V, x->R, 1, x->k, x->R, x->map, V, 0, x->z, V);
   COMBA_VARIANT(comba_inner_loss_forward)(&h->loss, x->n, x->z, x->target, threshold, x->gradient);
 }
 
@@ -139,10 +147,6 @@ static void commit(memory_chunk *x) {
   memcpy(x->frozen, x->running, (size_t)size * sizeof(real));
 }
 
-static bool is_complete(const memory_head *h, const memory_chunk *x) {
-  return x->phase + x->n == h->chunk;
-}
-
 static int64_t state_parts(const memory_head *h) {
   return h->momentum ? 3 : 2;
 }
@@ -156,10 +160,13 @@ void COMBA_VARIANT(comba_memory_scan_forward)(const memory_head *h, real *scratc
     return;
   }
   load_state(h, &x);
+  real *const running = x.running;
   for (int64_t c = 0; c < chunks; c++) {
     real *o = h->o + chunk_start(h, c) * h->value_stride;
     load_chunk(h, c, &x);
     x.scratch = rest;
+    x.running = x.in_place ? x.frozen : running;
+    if (c && !x.in_place) memcpy(running, x.frozen, (size_t)size * sizeof(real));
     if (h->memories) {
       real *saved = h->memories + c * h->memory_stride;
       memcpy(saved, x.frozen, (size_t)size * sizeof(real));
@@ -169,7 +176,7 @@ void COMBA_VARIANT(comba_memory_scan_forward)(const memory_head *h, real *scratc
       COMBA_VARIANT(comba_memory_mapped_forward)(h, &x, o, h->value_stride);
     else
       COMBA_VARIANT(comba_memory_linear_forward)(&x, o, h->value_stride);
-    if (is_complete(h, &x)) commit(&x);
+    if (is_complete(h, &x) && !x.in_place) commit(&x);
   }
   store_state(h, &x);
 }
@@ -179,9 +186,7 @@ void COMBA_VARIANT(comba_memory_scan_forward)(const memory_head *h, real *scratc
 /* Rows of `from`, `width` of every `from_stride` numbers, to their place among the rows of all heads. */
 static void store_rows(real *to, bool accumulate, int64_t n, int64_t width, int64_t stride, const real *from,
                        int64_t from_stride) {
-  for (int64_t i = 0; to && i < n; i++)
-    for (int64_t c = 0; c < width; c++)
-      to[i * stride + c] = (accumulate ? to[i * stride + c] : 0) + from[i * from_stride + c];
+  for (int64_t i = 0; to && i < n; i++) scan_store_gradient(to + i * stride, from + i * from_stride, width, accumulate);
 }
 
 /* to_t = factor_t from_t (factor NULL: 1) at tokens `start` on. */
@@ -204,7 +209,7 @@ static parameter_gradient parameters_of(const memory_head *h) {
 }
 
 /* Chunk c from the gradients of its end in g->running and g->velocity to those of its start; g->frozen is all that reaches
- * the memory it starts with, g->running of it what came through the tokens gathered before. */
+ * the memory it starts with, g->running of it what came through the tokens gathered before. In place it is g->running alone. */
 static void chunk_backward(const memory_head *h, int64_t c, memory_chunk *x, memory_chunk_gradient *g, real *dz,
                            real *dtarget) {
   const int64_t start = chunk_start(h, c), R = x->R, V = x->V, n = x->n, size = R * V;
@@ -226,16 +231,16 @@ static void chunk_backward(const memory_head *h, int64_t c, memory_chunk *x, mem
 
   const inner_loss_gradients loss = {dz, dtarget, h->dthreshold ? dthreshold : NULL, p.norm_weight, p.norm_bias};
   COMBA_VARIANT(comba_inner_loss_backward)(&h->loss, n, x->z, x->target, threshold, g->gradient, &loss);
-  comba_gemm_serial('N', 'T', n, R, V, 1, dz, V, x->map, V, 1, g->k, R);
+  chunk_product('N', 'T', n, R, V, 1, dz, V, x->map, V, 1, g->k, R);
   if (is_mapped(h)) {
     real *through_map = x->scratch; /* (R,V) */
-    comba_gemm_serial('T', 'N', R, V, n, 1, x->k, R, dz, V, 0, through_map, V);
+    chunk_product('T', 'N', R, V, n, 1, x->k, R, dz, V, 0, through_map, V);
     COMBA_VARIANT(comba_memory_map_backward)(h, x->frozen, x->map, through_map);
     scan_add(g->frozen, through_map, size);
   } else {
-    comba_gemm_serial('T', 'N', R, V, n, 1, x->k, R, dz, V, 1, g->frozen, V);
+    chunk_product('T', 'N', R, V, n, 1, x->k, R, dz, V, 1, x->in_place ? g->running : g->frozen, V);
   }
-  scan_add(g->frozen, g->running, size);
+  if (!x->in_place) scan_add(g->frozen, g->running, size);
 
   if (h->residual)
     for (int64_t i = 0; i < n; i++)
@@ -279,6 +284,12 @@ static void store_state_gradient(const memory_head *h, const memory_chunk_gradie
   if (h->momentum) scan_store_gradient(offset + 2 * size, g->velocity, size, accumulate);
 }
 
+static void exchange(memory_chunk_gradient *g) {
+  real *const frozen = g->frozen;
+  g->frozen = g->running;
+  g->running = frozen;
+}
+
 void COMBA_VARIANT(comba_memory_scan_backward)(const memory_head *h, real *scratch) {
   const int64_t size = h->rows * h->V, chunks = chunk_count(h);
   const parameter_gradient p = parameters_of(h);
@@ -293,22 +304,27 @@ void COMBA_VARIANT(comba_memory_scan_backward)(const memory_head *h, real *scrat
     scan_store_gradient(h->initial_state_gradient, scratch, state_parts(h) * size, h->accumulate[INITIAL_STATE]);
     return;
   }
+  real *const running = x.running;
   for (int64_t c = chunks - 1; c >= 0; c--) {
-    const real *saved = h->memories + c * h->memory_stride;
-    memcpy(x.frozen, saved, (size_t)size * sizeof(real));
-    memcpy(x.running, saved, (size_t)size * sizeof(real));
-    if (h->momentum) memcpy(x.velocity, saved + size, (size_t)size * sizeof(real));
-    load_chunk(h, c, &x);
-    x.scratch = rest;
-    if (!x.fresh) scan_add(x.running, h->initial_state + size, size);
-    if (c == chunks - 1) {
-      load_end_gradient(h, is_complete(h, &x), &g);
-    } else {
-      memcpy(g.running, g.frozen, (size_t)size * sizeof(real));
+    if (c < chunks - 1 && !x.in_place) { /* the last chunk, which is not complete, or with a map */
+      exchange(&g);
       memset(g.frozen, 0, (size_t)size * sizeof(real));
     }
+    x.frozen = h->memories + c * h->memory_stride; /* only read */
+    x.velocity = x.frozen + size;
+    if (!is_mapped(h)) x.map = x.frozen;
+    load_chunk(h, c, &x);
+    x.scratch = rest;
+    x.running = x.frozen;
+    if (!x.fresh) {
+      x.running = running;
+      memcpy(running, x.frozen, (size_t)size * sizeof(real));
+      scan_add(running, h->initial_state + size, size);
+    }
+    if (c == chunks - 1) load_end_gradient(h, is_complete(h, &x), &g);
     chunk_backward(h, c, &x, &g, dz, dtarget);
   }
+  if (x.in_place) exchange(&g);
   for (int64_t i = 0; i < size; i++)
     p.memory[i] += g.frozen[i] - (h->final_state_gradient ? h->final_state_gradient[i] : 0);
   store_state_gradient(h, &g, x.fresh);

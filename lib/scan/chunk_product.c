@@ -1,0 +1,173 @@
+/* One tile of C stays in registers over all of k: rows of B are vectors, numbers of A are broadcast, and a transposed A is a
+ * matter of strides. For B transposed the roles change: C^T (n,m) = B A^T, with A^T packed BLOCK tokens wide and C^T turned back
+ * BLOCK rows at a time, which moves less than turning B would. */
+#include "scan/chunk_product.h"
+
+#include "core/gemm.h"
+#include "scan/scan.h"
+
+/* The oracle keeps the general product, so that tests compare the two. */
+#if defined __AVX2__ && !defined COMBA_REAL_DOUBLE
+
+#ifdef __AVX512F__
+enum { VECTOR_BYTES = 64, TILE_ROWS = 8 }; /* of 32 registers, 16 hold sums */
+#else
+enum { VECTOR_BYTES = 32, TILE_ROWS = 4 };
+#endif
+enum { LANES = VECTOR_BYTES / sizeof(real), PACKED_DEPTH = 512 };
+
+typedef real vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
+typedef int32_t index_vector __attribute__((vector_size(VECTOR_BYTES)));
+
+/* The left operand: number (i,r) at row i, step r. */
+typedef struct left_matrix {
+  const real *at;
+  int64_t row, step;
+} left_matrix;
+
+/* rows (at most TILE_ROWS) and vectors (at most 2) are constants where this is inlined */
+static inline __attribute__((always_inline)) void tile(int rows, int vectors, int64_t k, left_matrix a, const real *b,
+                                                       int64_t ldb, real alpha, real beta, real *c, int64_t ldc) {
+  vector sum[TILE_ROWS][2] = {0};
+  for (int64_t r = 0; r < k; r++) {
+    const real *const right = b + r * ldb, *const left = a.at + r * a.step;
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; v++) sum[i][v] += left[i * a.row] * *(const vector *)(right + v * LANES);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; v++) {
+      vector *const to = (vector *)(c + i * ldc + v * LANES);
+      *to = beta == 0 ? alpha * sum[i][v] : beta * *to + alpha * sum[i][v];
+    }
+}
+
+/* All rows of `vectors` columns of vectors. */
+static inline __attribute__((always_inline)) void panel(int vectors, int64_t m, int64_t k, left_matrix a, const real *b,
+                                                        int64_t ldb, real alpha, real beta, real *c, int64_t ldc) {
+  int64_t i = 0;
+  for (; i + TILE_ROWS <= m; i += TILE_ROWS, a.at += TILE_ROWS * a.row)
+    tile(TILE_ROWS, vectors, k, a, b, ldb, alpha, beta, c + i * ldc, ldc);
+  for (; i + 2 <= m; i += 2, a.at += 2 * a.row) tile(2, vectors, k, a, b, ldb, alpha, beta, c + i * ldc, ldc);
+  if (i < m) tile(1, vectors, k, a, b, ldb, alpha, beta, c + i * ldc, ldc);
+}
+
+/* Columns too few for a vector, filled up with zeros. */
+static void narrow(int64_t m, int64_t n, int64_t k, left_matrix a, const real *b, int64_t ldb, real alpha, real beta,
+                   real *c, int64_t ldc) {
+  real right[PACKED_DEPTH * LANES], sum[TILE_ROWS * LANES];
+  for (int64_t r = 0; r < k; r++)
+    for (int64_t j = 0; j < LANES; j++) right[r * LANES + j] = j < n ? b[r * ldb + j] : 0;
+  for (int64_t start = 0; start < m; start += TILE_ROWS, a.at += TILE_ROWS * a.row) {
+    const int64_t rows = m - start < TILE_ROWS ? m - start : TILE_ROWS;
+    panel(1, rows, k, a, right, LANES, 1, 0, sum, LANES);
+    for (int64_t i = 0; i < rows; i++) {
+      real *const to = c + (start + i) * ldc;
+      for (int64_t j = 0; j < n; j++) to[j] = (beta == 0 ? 0 : beta * to[j]) + alpha * sum[i * LANES + j];
+    }
+  }
+}
+
+static void multiply(int64_t m, int64_t n, int64_t k, left_matrix a, const real *b, int64_t ldb, real alpha, real beta,
+                     real *c, int64_t ldc) {
+  int64_t j = 0;
+  for (; j + 2 * LANES <= n; j += 2 * LANES) panel(2, m, k, a, b + j, ldb, alpha, beta, c + j, ldc);
+  for (; j + LANES <= n; j += LANES) panel(1, m, k, a, b + j, ldb, alpha, beta, c + j, ldc);
+  if (j < n) narrow(m, n - j, k, a, b + j, ldb, alpha, beta, c + j, ldc);
+}
+
+/* Exchanges, for each bit of a lane's number, the lanes of the rows whose numbers differ in that bit. */
+static inline __attribute__((always_inline)) void transpose_lanes(vector rows[LANES]) {
+#pragma GCC unroll 4
+  for (int bit = 1; bit < LANES; bit *= 2) {
+    index_vector low, high;
+#pragma GCC unroll 16
+    for (int lane = 0; lane < LANES; lane++) {
+      low[lane] = lane & bit ? LANES + lane - bit : lane;
+      high[lane] = lane & bit ? LANES + lane : lane + bit;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) {
+      if (i & bit) continue;
+      const vector a = rows[i], b = rows[i + bit];
+      rows[i] = __builtin_shuffle(a, b, low);
+      rows[i + bit] = __builtin_shuffle(a, b, high);
+    }
+  }
+}
+
+/* packed (k,BLOCK) = A^T of A (m,k), zeros from m on */
+static void pack(int64_t m, int64_t k, const real *a, int64_t lda, real *packed) {
+  vector rows[LANES];
+  int64_t r = 0;
+  for (; r + LANES <= k; r += LANES)
+    for (int64_t i = 0; i < BLOCK; i += LANES) {
+      for (int lane = 0; lane < LANES; lane++)
+        rows[lane] = i + lane < m ? *(const vector *)(a + (i + lane) * lda + r) : (vector){0};
+      transpose_lanes(rows);
+      for (int lane = 0; lane < LANES; lane++) *(vector *)(packed + (r + lane) * BLOCK + i) = rows[lane];
+    }
+  for (; r < k; r++)
+    for (int64_t i = 0; i < BLOCK; i++) packed[r * BLOCK + i] = i < m ? a[i * lda + r] : 0;
+}
+
+/* LANES columns of C (m,LANES) = alpha turned^T + beta C, turned (LANES,BLOCK) */
+static void unpack(int64_t m, const real *turned, real alpha, real beta, real *c, int64_t ldc) {
+  vector rows[LANES];
+  for (int64_t i = 0; i < m; i += LANES) {
+    for (int lane = 0; lane < LANES; lane++) rows[lane] = *(const vector *)(turned + lane * BLOCK + i);
+    transpose_lanes(rows);
+    for (int lane = 0; lane < LANES && i + lane < m; lane++) {
+      vector *const to = (vector *)(c + (i + lane) * ldc);
+      *to = beta == 0 ? alpha * rows[lane] : beta * *to + alpha * rows[lane];
+    }
+  }
+}
+
+/* C (m,n) = alpha A B^T + beta C, m at most BLOCK */
+static void multiply_transposed(int64_t m, int64_t n, int64_t k, const real *a, int64_t lda, const real *b, int64_t ldb,
+                                real alpha, real beta, real *c, int64_t ldc) {
+  real packed[PACKED_DEPTH * BLOCK], turned[LANES * BLOCK];
+  pack(m, k, a, lda, packed);
+  for (int64_t j = 0; j < n; j += LANES) {
+    const int64_t rows = n - j < LANES ? n - j : LANES;
+    multiply(rows, BLOCK, k, (left_matrix){b + j * ldb, ldb, 1}, packed, BLOCK, 1, 0, turned, BLOCK);
+    if (rows == LANES) {
+      unpack(m, turned, alpha, beta, c + j, ldc);
+      continue;
+    }
+    for (int64_t i = 0; i < m; i++)
+      for (int64_t l = 0; l < rows; l++)
+        c[i * ldc + j + l] = (beta == 0 ? 0 : beta * c[i * ldc + j + l]) + alpha * turned[l * BLOCK + i];
+  }
+}
+
+static bool multiply_here(char transpose_a, char transpose_b, int64_t m, int64_t n, int64_t k, real alpha,
+                          const real *a, int64_t lda, const real *b, int64_t ldb, real beta, real *c, int64_t ldc) {
+  if (k > PACKED_DEPTH) return false;
+  if (transpose_b == 'T') {
+    if (transpose_a == 'T' || m > BLOCK) return false;
+    multiply_transposed(m, n, k, a, lda, b, ldb, alpha, beta, c, ldc);
+    return true;
+  }
+  if (m > BLOCK && k > BLOCK) return false;
+  multiply(m, n, k, transpose_a == 'T' ? (left_matrix){a, 1, lda} : (left_matrix){a, lda, 1}, b, ldb, alpha, beta, c,
+           ldc);
+  return true;
+}
+
+#else
+
+#define multiply_here(...) false
+
+#endif
+
+void COMBA_VARIANT(comba_chunk_product)(char transpose_a, char transpose_b, int64_t m, int64_t n, int64_t k, real alpha,
+                                        const real *a, int64_t lda, const real *b, int64_t ldb, real beta, real *c,
+                                        int64_t ldc) {
+  if (!multiply_here(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc))
+    comba_gemm_serial(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}
