@@ -288,6 +288,7 @@ static const comba_case cases[] = {
      .attributes = &(comba_attention_attributes){.scale = 0.25},
      .input = {QKV(1, 150, 2, 2, 24)}},
     {.name = "D = 128", .attributes = CAUSAL, .input = {QKV(1, 65, 2, 2, 128)}},
+    {.name = "D = 160", .attributes = CAUSAL, .input = {QKV(1, 65, 2, 1, 160)}},
     {.name = "D = 256", .attributes = CAUSAL, .input = {QKV(1, 2, 2, 2, 256)}},
     {.name = "window of 1", .attributes = WINDOW(1), .input = {QKV(1, 65, 1, 1, 16)}},
     {.name = "window of 40", .attributes = WINDOW(40), .input = {QKV(2, 150, 2, 1, 16)}},

@@ -85,8 +85,8 @@ static int64_t row_tiles(const cuda_sequences &s, int64_t batch, int64_t rows) {
 }
 
 typedef struct tile_place {
-  int64_t start, length,
-      token; /* the sequence's first row and its length; the tile's first token, beyond them if it is empty */
+  int64_t start, length; /* the sequence's first row, and its length */
+  int64_t token;         /* the tile's first token; not below length if the tile is empty */
 } tile_place;
 
 template <int rows> static __device__ tile_place place_of(const cuda_sequences &s, int64_t tile) {
