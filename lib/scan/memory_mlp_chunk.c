@@ -12,7 +12,7 @@
  *
  * A call may begin and end inside a chunk. Then the sums of e_ij a_j k_j^T n1_j so far are kept apart, `gathered`, and token i
  * reads the memory of the chunk's start less r_i times them. */
-#include "core/gemm.h"
+#include "scan/chunk_product.h"
 #include "ops/gelu.h"
 #include "scan/memory_mlp.h"
 #include "scan/scalar.h"
@@ -147,12 +147,12 @@ static void gelu_curve_rows(int64_t count, const real *z, const real *dn, const 
 /* y (n,out) = x (n,in) w + b */
 static void apply(int64_t n, const layer *l, const real *x, real *y) {
   for (int64_t i = 0; i < n; i++) memcpy(y + i * l->out, l->b, (size_t)l->out * sizeof(real));
-  comba_gemm_serial('N', 'N', n, l->out, l->in, 1, x, l->in, l->w, l->out, 1, y, l->out);
+  chunk_product('N', 'N', n, l->out, l->in, 1, x, l->in, l->w, l->out, 1, y, l->out);
 }
 
 /* l += factor (x^T y, column sums of y): x (n,in), y (n,out) */
 static void add_outer(int64_t n, real factor, const real *x, const real *y, const layer *l) {
-  comba_gemm_serial('T', 'N', l->in, l->out, n, factor, x, l->in, y, l->out, 1, l->w, l->out);
+  chunk_product('T', 'N', l->in, l->out, n, factor, x, l->in, y, l->out, 1, l->w, l->out);
   for (int64_t i = 0; i < n; i++)
     for (int64_t c = 0; c < l->out; c++) l->b[c] += factor * y[i * l->out + c];
 }
@@ -180,9 +180,9 @@ static void read_layer(const chunk *s, const layer *l, const layer *gathered, co
   apply(n, l, x, y);
   scale_rows(n, l->out, s->keep, y, y);
   for (int64_t i = 0; i < n * n; i++) score[i] = 1;
-  comba_gemm_serial('N', 'T', n, n, l->in, 1, x, l->in, x_key, l->in, 1, score, n);
+  chunk_product('N', 'T', n, n, l->in, 1, x, l->in, x_key, l->in, 1, score, n);
   mask_scores(s, score, s->masked);
-  comba_gemm_serial('N', 'N', n, l->out, n, -1, s->masked, n, gradient, l->out, 1, y, l->out);
+  chunk_product('N', 'N', n, l->out, n, -1, s->masked, n, gradient, l->out, 1, y, l->out);
   if (!s->phase) return;
   apply(n, gathered, x, s->product);
   for (int64_t i = 0; i < n; i++)
@@ -196,12 +196,12 @@ static void read_layer_backward(chunk *s, const layer *l, const layer *gathered,
                                 real *dx, real *dx_key, real *dgradient) {
   const int64_t n = s->n, in = l->in, out = l->out;
   mask_scores(s, score, s->masked);
-  comba_gemm_serial('T', 'N', n, out, n, -1, s->masked, n, dy, out, 1, dgradient, out);
-  comba_gemm_serial('N', 'T', n, n, out, -1, dy, out, gradient, out, 0, s->masked, n);
+  chunk_product('T', 'N', n, out, n, -1, s->masked, n, dy, out, 1, dgradient, out);
+  chunk_product('N', 'T', n, n, out, -1, dy, out, gradient, out, 0, s->masked, n);
   for (int64_t i = 0; i < n * n; i++) s->dmask[i] += s->masked[i] * score[i];
   mask_scores(s, s->masked, s->masked);
-  comba_gemm_serial('N', 'N', n, in, n, 1, s->masked, n, x_key, in, 0, dx, in);
-  comba_gemm_serial('T', 'N', n, in, n, 1, s->masked, n, x, in, 1, dx_key, in);
+  chunk_product('N', 'N', n, in, n, 1, s->masked, n, x_key, in, 0, dx, in);
+  chunk_product('T', 'N', n, in, n, 1, s->masked, n, x, in, 1, dx_key, in);
   if (s->phase) {
     real factor[CHUNK];
     apply(n, gathered, x, s->product);
@@ -212,7 +212,7 @@ static void read_layer_backward(chunk *s, const layer *l, const layer *gathered,
       factor[i] = s->place[i] * s->lag[i];
     }
     scale_rows(n, out, factor, dy, s->product);
-    comba_gemm_serial('N', 'T', n, in, out, -1, s->product, out, gathered->w, out, 1, dx, in);
+    chunk_product('N', 'T', n, in, out, -1, s->product, out, gathered->w, out, 1, dx, in);
     add_outer(n, -1, x, s->product, dgathered);
   }
   if (gates) {
@@ -224,7 +224,7 @@ static void read_layer_backward(chunk *s, const layer *l, const layer *gathered,
     }
   }
   scale_rows(n, out, s->keep, dy, dy);
-  comba_gemm_serial('N', 'T', n, in, out, 1, dy, out, l->w, out, 1, dx, in);
+  chunk_product('N', 'T', n, in, out, 1, dy, out, l->w, out, 1, dx, in);
 }
 
 /* Of sum_j e_nj a_j (x_j^T gradient_j, gradient_j), from `dsum` times `factor`: dx (n,in) and dgradient (n,out), overwritten, and
@@ -241,7 +241,7 @@ static void gather_backward(const chunk *s, const layer *dsum, real factor, cons
       s->product[j * out + c] = weight * gradient[j * out + c];
     }
   }
-  comba_gemm_serial('N', 'T', n, in, out, 1, s->product, out, dsum->w, out, 0, dx, in);
+  chunk_product('N', 'T', n, in, out, 1, s->product, out, dsum->w, out, 0, dx, in);
 }
 
 /* ---- Chunks ------------------------------------------------------------------------------------------------------- */
@@ -308,7 +308,7 @@ static void find_gradients(const memory_mlp_head *h, chunk *s) {
   gelu_rows(n * M, s->z1, s->x2, s->slope);
   apply(n, &second, s->x2, s->z2);
   COMBA_VARIANT(comba_normed_loss_forward)(&h->loss, n, s->z2, s->target, s->threshold, s->n2, s->row);
-  comba_gemm_serial('N', 'T', n, M, F, 1, s->n2, F, second.w, F, 0, s->h, M);
+  chunk_product('N', 'T', n, M, F, 1, s->n2, F, second.w, F, 0, s->h, M);
   for (int64_t i = 0; i < n * M; i++) s->n1[i] = s->h[i] * s->slope[i];
 }
 
@@ -505,17 +505,17 @@ static void backward_chunk(const memory_mlp_head *h, chunk *s) {
   /* what they write, as a function of the memory; dh takes the place of du, which has been used */
   for (int64_t i = 0; i < n * M; i++) dh[i] = s->dn1[i] * s->slope[i];
   gelu_curve_rows(n * M, s->z1, s->dn1, s->h, dz1);
-  comba_gemm_serial('N', 'N', n, F, M, 1, dh, M, second.w, F, 1, s->dn2, F);
+  chunk_product('N', 'N', n, F, M, 1, dh, M, second.w, F, 1, s->dn2, F);
   const inner_loss_gradients inner = {dz2, s->dtarget, s->dthreshold, dweight, dbias};
   COMBA_VARIANT(comba_normed_loss_backward)(&h->loss, n, s->z2, s->target, s->threshold, s->dn2, &inner, s->row);
-  comba_gemm_serial('N', 'T', n, M, F, 1, dz2, F, second.w, F, 1, dx2, M);
+  chunk_product('N', 'T', n, M, F, 1, dz2, F, second.w, F, 1, dx2, M);
   for (int64_t i = 0; i < n * M; i++) dz1[i] += dx2[i] * s->slope[i];
-  comba_gemm_serial('N', 'T', n, F, M, 1, dz1, M, first.w, M, 1, dk, F);
+  chunk_product('N', 'T', n, F, M, 1, dz1, M, first.w, M, 1, dk, F);
   for (int64_t i = 0; i < n * F; i++) dk[i] -= s->dtarget[i];
 
   add_outer(2 * n, 1, s->x, dz1, &dfirst);
   add_outer(2 * n, 1, x2, dz2, &dsecond);
-  comba_gemm_serial('T', 'N', M, F, n, 1, dh, M, s->n2, F, 1, dsecond.w, F);
+  chunk_product('T', 'N', M, F, n, 1, dh, M, s->n2, F, 1, dsecond.w, F);
   map_memory_backward(h, s);
   mask_backward(h, s);
   for (int64_t i = 0; h->token_offset && i < n; i++) doffset[s->phase + i] += s->place[i] > 0 ? s->dplace[i] : 0;
