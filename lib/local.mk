@@ -349,6 +349,8 @@ $(cuda_objects): %.cuda.lo: %.cu $(cuda_headers) lib/core/backend.h lib/core/dev
 AM_V_NVCC = $(AM_V_NVCC_$(V))
 AM_V_NVCC_ = $(AM_V_NVCC_$(AM_DEFAULT_VERBOSITY))
 AM_V_NVCC_0 = @echo "  NVCC     $@";
+cuda: $(cuda_objects)
+.PHONY: cuda
 CLEANFILES += $(cuda_objects) $(cuda_objects:.lo=.o)
 endif
 
