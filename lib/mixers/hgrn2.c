@@ -91,14 +91,14 @@ static comba_mixer_cost cost(const void *opaque, int64_t hidden_size) {
   return (comba_mixer_cost){.state_elements = state, .flops_per_token = 5 * state};
 }
 
-static const comba_default vision_defaults[] = {{"use_short_conv", 1}, {0}};
+static const comba_default zoo_defaults[] = {{"use_short_conv", 1}, {0}};
 
 const comba_mixer_row comba_mixer_hgrn2 = {
     .model_type = "hgrn2",
     .recurrence = "S_t = S_{t-1} diag(f_t) + v_t (1 - f_t)^T;  o_t = S_t q_t",
     .source = "HGRN2: Gated Linear RNNs with State Expansion, arXiv 2404.07904",
     .fields = fields,
-    .vision_defaults = vision_defaults,
+    .vision_defaults = zoo_defaults,
     .config_size = sizeof(config),
     .check = check,
     .build = build_mixer,

@@ -51,10 +51,9 @@ static const comba_field fields[] = {
 const comba_mixer_row comba_mixer_memora = {
     .model_type = "memora",
     .recurrence = "W_t = c softmax(a_t ln W_{t-1} - r_t (W k_t - v_t) k_t^T);  o_t = W_t q_t",
-    .source = "It's All Connected (MIRAS), arXiv 2504.13173",
+    COMBA_MIRAS_ROW,
     .fields = fields,
     .config_size = sizeof(config),
     .check = comba_miras_check,
     .build = build_mixer,
-    .cost = comba_miras_cost,
 };

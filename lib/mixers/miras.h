@@ -31,6 +31,8 @@ extern const char *const comba_miras_memories[];
 /* `check` and `cost` of a mixer's row; `config` begins with a comba_miras. */
 comba_status comba_miras_check(const void *config, int64_t hidden_size);
 comba_mixer_cost comba_miras_cost(const void *config, int64_t hidden_size);
+/* What their rows share. */
+#define COMBA_MIRAS_ROW .source = "It's All Connected (MIRAS), arXiv 2504.13173", .cost = comba_miras_cost
 
 /* Entries of the memory's first matrix. */
 double comba_miras_entries(const comba_miras *miras);

@@ -56,10 +56,9 @@ static comba_status check(const void *opaque, int64_t hidden_size) {
 const comba_mixer_row comba_mixer_moneta = {
     .model_type = "moneta",
     .recurrence = "A_t = a_t A_{t-1} - r_t n_t k_t^T, n_t = p sgn(e) |e|^{p-1};  o_t = A_t / |A_t|_q^{q-2} q_t",
-    .source = "It's All Connected (MIRAS), arXiv 2504.13173",
+    COMBA_MIRAS_ROW,
     .fields = fields,
     .config_size = sizeof(config),
     .check = check,
     .build = build_mixer,
-    .cost = comba_miras_cost,
 };

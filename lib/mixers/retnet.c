@@ -13,8 +13,8 @@ static const double ROTARY_BASE = 10000;
 
 typedef struct config {
   comba_expanded_heads heads; /* first: shared functions take a pointer to it */
-  comba_swish_output output;
   int feature_map;
+  comba_swish_output output;
 } config;
 
 static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_tensor *x) {

@@ -1,7 +1,27 @@
 #include "mixers/ttt.h"
 
+#include <stddef.h>
+
 /* Of the inner norm and of post_norm; the released layer fixes both */
 static const double NORM_EPSILON = 1e-6;
+
+#define FIELD(member) offsetof(comba_ttt, member)
+const comba_field comba_ttt_fields[] = {
+    {"num_heads", COMBA_FIELD_INTEGER, FIELD(num_heads), .default_value = 32, .minimum = 1, .maximum = 65536,
+     .help = "heads, a divisor of hidden_size"},
+    {"mini_batch_size", COMBA_FIELD_INTEGER, FIELD(mini_batch_size), .default_value = 16, .minimum = 1, .maximum = 64,
+     .help = "tokens whose gradients are taken at one memory"},
+    {"ttt_base_lr", COMBA_FIELD_NUMBER, FIELD(ttt_base_lr), .default_value = 1, .minimum = 1e-9, .maximum = 1e3,
+     .help = "the learned rates lie between 0 and this over the head size"},
+    {"rope_theta", COMBA_FIELD_NUMBER, FIELD(rope_theta), .default_value = 10000, .minimum = 1, .maximum = 1e12,
+     .help = "base of the rotary embedding by the position in the mini-batch"},
+    {"use_gate", COMBA_FIELD_BOOLEAN, FIELD(use_gate), .default_value = 0,
+     .help = "gate the normed output with gelu (tanh form)"},
+    {"share_qk", COMBA_FIELD_BOOLEAN, FIELD(share_qk), .default_value = 0,
+     .help = "q and k are two convolutions of one projection"},
+    {"conv_size", COMBA_FIELD_INTEGER, FIELD(conv_size), .default_value = 4, .minimum = 1, .maximum = 64,
+     .help = "taps of the convolutions of share_qk"},
+    {0}};
 
 comba_status comba_ttt_check(const void *opaque, int64_t hidden_size) {
   const comba_ttt *c = opaque;

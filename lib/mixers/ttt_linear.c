@@ -6,17 +6,11 @@
  *   y = W_o (gelu(W_g x) LayerNorm(q_i + LN(W_i^T q_i + b_i)))
  *
  * LN is a layer norm with one weight and bias a head, in the loss and at the output alike. */
-#include <stddef.h>
-
 #include "mixers/ttt.h"
-
-typedef struct config {
-  comba_ttt ttt; /* first: shared functions take a pointer to it */
-} config;
 
 static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_tensor *x) {
   if (!x) return NULL;
-  const comba_ttt *c = &((const config *)opaque)->ttt;
+  const comba_ttt *c = opaque;
   const int64_t H = c->num_heads, F = x->shape.size[2] / H;
   const comba_ttt_operands t = comba_build_ttt(build, c, x);
   comba_tensor *weight = comba_build_parameter(build, "W1", COMBA_SHAPE(H, F, F), COMBA_ROLE_MATRIX,
@@ -25,13 +19,7 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
                                              (comba_initial){COMBA_DRAW_CONSTANT, 0});
   comba_tensor *before = comba_build_state(build, "memory", COMBA_SHAPE(build->batch, H, 2, F + 1, F)), *after = NULL;
   const comba_memory_operands operands = {
-      .q = t.q,
-      .k = t.k,
-      .v = t.v,
-      .rate = t.rate,
-      .token_offset = t.token_offset,
-      .norm_weight = t.norm_weight,
-      .norm_bias = t.norm_bias,
+      COMBA_TTT_MEMORY_OPERANDS(t),
       .memory = weight,
       .bias = comba_reshape(build->graph, bias, COMBA_SHAPE(H, F)),
       .initial_state = before,
@@ -45,8 +33,6 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   return comba_build_ttt_output(build, c, x, &t, o);
 }
 
-static const comba_field fields[] = {COMBA_TTT_FIELDS(config, ttt, 1), {0}};
-
 static comba_mixer_cost cost(const void *opaque, int64_t hidden_size) {
   const comba_ttt *c = opaque;
   const double F = (double)(hidden_size / c->num_heads), memory = (double)hidden_size * (F + 1);
@@ -57,10 +43,7 @@ static comba_mixer_cost cost(const void *opaque, int64_t hidden_size) {
 const comba_mixer_row comba_mixer_ttt_linear = {
     .model_type = "ttt_linear",
     .recurrence = "W_t = W_0 - w_t sum r_j n_j k_j^T, n_j = d loss(W_0 k_j), W_0 every 16 tokens;  o_t = W_t q_t",
-    .source = "Learning to (Learn at Test Time): RNNs with Expressive Hidden States, arXiv 2407.04620",
-    .fields = fields,
-    .config_size = sizeof(config),
-    .check = comba_ttt_check,
+    COMBA_TTT_ROW,
     .build = build_mixer,
     .cost = cost,
 };

@@ -6,15 +6,9 @@
  *   y = W_o (gelu(W_g x) LayerNorm(q_i + LN(f_i(q_i)))), f_i with M_i
  *
  * LN is a layer norm with one weight and bias a head, in the loss and at the output alike. */
-#include <stddef.h>
-
 #include "mixers/ttt.h"
 
 enum { EXPANSION = 4 }; /* width of the hidden layer over that of a head; the released layer fixes it */
-
-typedef struct config {
-  comba_ttt ttt; /* first: shared functions take a pointer to it */
-} config;
 
 static comba_tensor *weight(comba_build *build, const char *name, int64_t heads, int64_t in, int64_t out) {
   return comba_build_parameter(build, name, COMBA_SHAPE(heads, in, out), COMBA_ROLE_MATRIX,
@@ -36,26 +30,15 @@ static int64_t memory_size(int64_t F) {
 
 static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_tensor *x) {
   if (!x) return NULL;
-  const comba_ttt *c = &((const config *)opaque)->ttt;
+  const comba_ttt *c = opaque;
   const int64_t H = c->num_heads, F = x->shape.size[2] / H, M = EXPANSION * F;
   const comba_ttt_operands t = comba_build_ttt(build, c, x);
   comba_tensor *before = comba_build_state(build, "memory", COMBA_SHAPE(build->batch, H, 2 * memory_size(F)));
   comba_tensor *after = NULL;
   const comba_memory_mlp_operands operands = {
-      .q = t.q,
-      .k = t.k,
-      .v = t.v,
-      .rate = t.rate,
-      .token_offset = t.token_offset,
-      .norm_weight = t.norm_weight,
-      .norm_bias = t.norm_bias,
-      .w1 = weight(build, "W1", H, F, M),
-      .b1 = bias(build, "b1", H, M),
-      .w2 = weight(build, "W2", H, M, F),
-      .b2 = bias(build, "b2", H, F),
-      .initial_state = before,
-      .position = build->position,
-      .cu_seqlens = build->cu_seqlens,
+      COMBA_TTT_MEMORY_OPERANDS(t),       .w1 = weight(build, "W1", H, F, M), .b1 = bias(build, "b1", H, M),
+      .w2 = weight(build, "W2", H, M, F), .b2 = bias(build, "b2", H, F),      .initial_state = before,
+      .position = build->position,        .cu_seqlens = build->cu_seqlens,
   };
   const comba_memory_mlp_attributes attributes = {
       .chunk = c->mini_batch_size, .loss = {.kind = COMBA_LOSS_LAYER_NORM}, .mode = build->mode};
@@ -63,8 +46,6 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   comba_build_update(build, before, after);
   return comba_build_ttt_output(build, c, x, &t, o);
 }
-
-static const comba_field fields[] = {COMBA_TTT_FIELDS(config, ttt, 1), {0}};
 
 /* Two products with each layer for the gradients, one with its transpose, one for the query, and the updates. */
 static comba_mixer_cost cost(const void *opaque, int64_t hidden_size) {
@@ -78,10 +59,7 @@ static comba_mixer_cost cost(const void *opaque, int64_t hidden_size) {
 const comba_mixer_row comba_mixer_ttt_mlp = {
     .model_type = "ttt_mlp",
     .recurrence = "M_t = M_0 - w_t sum r_j dl(M_0; k_j)/dM, M_0 every 16 tokens, M two layers;  o_t = M_t(q_t)",
-    .source = "Learning to (Learn at Test Time): RNNs with Expressive Hidden States, arXiv 2407.04620",
-    .fields = fields,
-    .config_size = sizeof(config),
-    .check = comba_ttt_check,
+    COMBA_TTT_ROW,
     .build = build_mixer,
     .cost = cost,
 };

@@ -49,10 +49,9 @@ static const comba_field fields[] = {
 const comba_mixer_row comba_mixer_yaad = {
     .model_type = "yaad",
     .recurrence = "W_t = a_t W_{t-1} - r_t n_t k_t^T, n_t = Huber'(W k_t - v_t);  o_t = W_t q_t",
-    .source = "It's All Connected (MIRAS), arXiv 2504.13173",
+    COMBA_MIRAS_ROW,
     .fields = fields,
     .config_size = sizeof(config),
     .check = comba_miras_check,
     .build = build_mixer,
-    .cost = comba_miras_cost,
 };
