@@ -6,9 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "comba.h"
 #include "mixers/mixer.h"
 #include "model/config.h"
 #include "model/json.h"
+#include "model/schema.h"
 
 static comba_config *parse(const char *text) {
   comba_config *config = NULL;
@@ -332,6 +334,111 @@ START_TEST(broken_configs_are_named) {
 }
 END_TEST
 
+/* ---- What every field refuses, of every mixer by being listed ---- */
+
+/* Values that no field of that type may have, and those just outside of its bounds. */
+static void list_bad_values(const comba_field *field, char values[16][64], int *count) {
+  static const char *const of_type[][8] = {
+      [COMBA_FIELD_BOOLEAN] = {"1", "0", "\"true\"", "[true]", "{}"},
+      [COMBA_FIELD_INTEGER] = {"\"4\"", "4.5", "true", "[]", "{}", "9223372036854775807", "-9223372036854775807"},
+      [COMBA_FIELD_NUMBER] = {"\"0.5\"", "true", "[1]", "{}", "NaN", "Infinity", "-Infinity", "{\"__float__\": \"x\"}"},
+      [COMBA_FIELD_CHOICE] = {"\"\"", "\"no such choice\"", "0", "true", "[\"relu\"]", "{}"},
+      [COMBA_FIELD_LAYERS] = {"\"4\"", "4.5", "true", "[]", "{}", "[4, 5]", "9223372036854775807"},
+      [COMBA_FIELD_RANGE] = {"\"0\"", "1", "true", "[]", "[1]", "[2, 1]", "[NaN, 1]", "[0, 1, 2]"},
+  };
+  *count = 0;
+  for (int i = 0; i < 8 && of_type[field->type][i]; i++)
+    snprintf(values[(*count)++], 64, "%s", of_type[field->type][i]);
+  if (!field->nullable) snprintf(values[(*count)++], 64, "null");
+  if (field->minimum == 0 && field->maximum == 0) return;
+  if (field->type == COMBA_FIELD_INTEGER || field->type == COMBA_FIELD_LAYERS) {
+    snprintf(values[(*count)++], 64, "%.0f", field->minimum - 1);
+    snprintf(values[(*count)++], 64, "%.0f", field->maximum + 1);
+  } else if (field->type == COMBA_FIELD_NUMBER) {
+    snprintf(values[(*count)++], 64, "%.9e", field->minimum - 1);
+    snprintf(values[(*count)++], 64, "%.9e", field->maximum * 2 + 1);
+  }
+}
+
+static void expect_bad_values_named(const char *model_type, const comba_field *fields) {
+  for (const comba_field *field = fields; field->name; field++) {
+    char values[16][64], text[1280], part[96];
+    int count;
+    list_bad_values(field, values, &count);
+    for (int i = 0; i < count; i++) {
+      comba_config *config = NULL;
+      snprintf(text, sizeof text, "{\"model_type\": \"%s\", \"%s\": %s}", model_type, field->name, values[i]);
+      ck_assert_msg(comba_config_parse(&config, text, "config.json", NULL) == COMBA_ERROR_ARGUMENT, "accepted: %s",
+                    text);
+      ck_assert_ptr_null(config);
+      snprintf(part, sizeof part, "config.json: %s ", field->name);
+      expect_message(part, text);
+      expect_message("expected ", text);
+    }
+  }
+}
+
+START_TEST(every_field_refuses_what_it_cannot_be) {
+  for (const comba_mixer_row *const *row = comba_mixer_table; *row; row++) {
+    char vision[64];
+    snprintf(vision, sizeof vision, "%s_vision", (*row)->model_type);
+    expect_bad_values_named((*row)->model_type, (*row)->fields);
+    expect_bad_values_named(vision, (*row)->fields);
+  }
+  expect_bad_values_named("comba", comba_schema_common);
+  expect_bad_values_named("comba", comba_schema_language);
+  expect_bad_values_named("comba_vision", comba_schema_vision);
+}
+END_TEST
+
+/* Sizes in their bounds that may not fit each other: the config is refused by the name of a field, or it builds and runs. */
+static void expect_named_or_runs(const char *text, const char *model_type) {
+  comba_options options;
+  comba_options_default(&options);
+  comba_config *config = NULL;
+  comba_model *model = NULL;
+  if (comba_config_parse(&config, text, "config.json", NULL) != COMBA_OK) {
+    expect_message("config.json: ", text);
+    expect_message("expected ", text);
+    return;
+  }
+  const comba_mixer_cost cost = config->mixer->cost(config->mixer_config, config->hidden_size);
+  ck_assert_msg(cost.state_elements > 0 && cost.flops_per_token > 0, "%s: state of %g", text, cost.state_elements);
+  comba_config_free(config);
+  ck_assert_msg(comba_model_create(&model, text, &options) == COMBA_OK, "%s: %s", text, comba_last_error());
+  if (!strstr(model_type, "_vision")) {
+    const int32_t ids[] = {1, 2, 3, 4, 5};
+    const comba_batch batch = {.batch = 1, .length = 5, .input_ids = ids};
+    float loss = NAN;
+    ck_assert_msg(comba_model_forward(model, &batch, COMBA_PASS_EVALUATE, &loss) == COMBA_OK, "%s: %s", text,
+                  comba_last_error());
+    ck_assert_msg(isfinite(loss), "%s: loss %g", text, (double)loss);
+  }
+  comba_model_free(model);
+}
+
+START_TEST(sizes_that_do_not_fit_are_named) {
+  static const int sizes[] = {1, 2, 3, 5, 48};
+  for (const comba_mixer_row *const *row = comba_mixer_table; *row; row++) {
+    for (const comba_field *field = (*row)->fields; field->name; field++) {
+      if (field->type != COMBA_FIELD_INTEGER && field->type != COMBA_FIELD_LAYERS) continue;
+      for (size_t i = 0; i < 2 * sizeof sizes / sizeof *sizes; i++) {
+        const int size = sizes[i / 2];
+        char model_type[64], text[512];
+        if (size < field->minimum || size > field->maximum) continue;
+        snprintf(model_type, sizeof model_type, "%s%s", (*row)->model_type, i % 2 ? "_vision" : "");
+        /* `num_heads` where it is not the field itself: one that every mixer can have */
+        snprintf(text, sizeof text,
+                 "{\"model_type\": \"%s\", \"hidden_size\": 32, \"num_hidden_layers\": 1, \"vocab_size\": 11, "
+                 "\"intermediate_size\": 16, \"image_size\": 8, \"patch_size\": 4, %s \"%s\": %d}",
+                 model_type, strcmp(field->name, "num_heads") ? "\"num_heads\": 2," : "", field->name, size);
+        expect_named_or_runs(text, model_type);
+      }
+    }
+  }
+}
+END_TEST
+
 START_TEST(mutations_never_do_harm) {
   static const char original[] =
       "{\"model_type\": \"comba_vision\", \"hidden_size\": 64, \"num_hidden_layers\": 3, \"norm_eps\": 1e-06,"
@@ -405,6 +512,8 @@ int main(void) {
   tcase_add_test(cases, class_names_are_kept);
   tcase_add_test(cases, every_field_is_documented);
   tcase_add_test(cases, broken_configs_are_named);
+  tcase_add_test(cases, every_field_refuses_what_it_cannot_be);
+  tcase_add_test(cases, sizes_that_do_not_fit_are_named);
   tcase_add_test(cases, mutations_never_do_harm);
   tcase_add_test(cases, parity_configs_round_trip);
   Suite *suite = suite_create("config");
