@@ -105,9 +105,11 @@ static void pack(int64_t m, int64_t k, const real *a, int64_t lda, real *packed)
   int64_t r = 0;
   for (; r + LANES <= k; r += LANES)
     for (int64_t i = 0; i < BLOCK; i += LANES) {
+#pragma GCC unroll 16
       for (int lane = 0; lane < LANES; lane++)
         rows[lane] = i + lane < m ? *(const vector *)(a + (i + lane) * lda + r) : (vector){0};
       transpose_lanes(rows);
+#pragma GCC unroll 16
       for (int lane = 0; lane < LANES; lane++) *(vector *)(packed + (r + lane) * BLOCK + i) = rows[lane];
     }
   for (; r < k; r++)
@@ -118,9 +120,12 @@ static void pack(int64_t m, int64_t k, const real *a, int64_t lda, real *packed)
 static void unpack(int64_t m, const real *turned, real alpha, real beta, real *c, int64_t ldc) {
   vector rows[LANES];
   for (int64_t i = 0; i < m; i += LANES) {
+#pragma GCC unroll 16
     for (int lane = 0; lane < LANES; lane++) rows[lane] = *(const vector *)(turned + lane * BLOCK + i);
     transpose_lanes(rows);
-    for (int lane = 0; lane < LANES && i + lane < m; lane++) {
+#pragma GCC unroll 16
+    for (int lane = 0; lane < LANES; lane++) {
+      if (i + lane >= m) break;
       vector *const to = (vector *)(c + (i + lane) * ldc);
       *to = beta == 0 ? alpha * rows[lane] : beta * *to + alpha * rows[lane];
     }

@@ -73,6 +73,20 @@ static bool is_complete(const memory_head *h, const memory_chunk *x) {
   return x->phase + x->n == h->chunk;
 }
 
+static void fetch_rows(const real *rows, int64_t start, int64_t end, int64_t width, int64_t stride) {
+  for (int64_t i = start; rows && i < end; i++)
+    for (int64_t c = 0; c < width; c += 64 / (int64_t)sizeof(real)) __builtin_prefetch(rows + i * stride + c);
+}
+
+/* Starts to bring the tokens of chunk c into the cache: a head's rows lie too far apart for the processor to see them coming. */
+static void fetch_chunk(const memory_head *h, int64_t c) {
+  const int64_t start = chunk_start(h, c), next = chunk_start(h, c + 1), end = next < h->length ? next : h->length;
+  fetch_rows(h->q, start, end, h->K, h->key_stride);
+  fetch_rows(h->k, start, end, h->K, h->key_stride);
+  fetch_rows(h->v, start, end, h->V, h->value_stride);
+  fetch_rows(h->output_gradient, start, end, h->V, h->value_stride);
+}
+
 /* The tokens of chunk c, and the rows n_t at x->frozen. */
 static void load_chunk(const memory_head *h, int64_t c, memory_chunk *x) {
   const int64_t start = chunk_start(h, c), end = chunk_start(h, c + 1), V = h->V;
@@ -164,6 +178,7 @@ void COMBA_VARIANT(comba_memory_scan_forward)(const memory_head *h, real *scratc
   for (int64_t c = 0; c < chunks; c++) {
     real *o = h->o + chunk_start(h, c) * h->value_stride;
     load_chunk(h, c, &x);
+    if (c + 1 < chunks) fetch_chunk(h, c + 1);
     x.scratch = rest;
     x.running = x.in_place ? x.frozen : running;
     if (c && !x.in_place) memcpy(running, x.frozen, (size_t)size * sizeof(real));
@@ -314,6 +329,7 @@ void COMBA_VARIANT(comba_memory_scan_backward)(const memory_head *h, real *scrat
     x.velocity = x.frozen + size;
     if (!is_mapped(h)) x.map = x.frozen;
     load_chunk(h, c, &x);
+    if (c) fetch_chunk(h, c - 1);
     x.scratch = rest;
     x.running = x.frozen;
     if (!x.fresh) {
