@@ -1,4 +1,4 @@
-/* Language models (mixers.md 3.1): x = Emb[ids]; each layer x += mixer(RMSNorm(x)), x += MLP(RMSNorm(x));
+/* Language models: x = Emb[ids]; each layer x += mixer(RMSNorm(x)), x += MLP(RMSNorm(x));
  * logits = RMSNorm(x) W_head^T. Each residual add is fused into the norm that follows it. A mixer may bring another norm and MLP
  * (comba_block). */
 #include "mixers/attention.h"

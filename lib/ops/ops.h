@@ -126,7 +126,7 @@ static inline comba_tensor *comba_layer_norm(comba_graph *graph, comba_tensor *x
   return COMBA_APPEND(graph, layer_norm, &attributes, NULL, x, weight, bias);
 }
 
-/* y = x / sqrt(sum(x^2) + epsilon) over the last dimension (mixers.md 4.2: epsilon 1e-6) */
+/* y = x / sqrt(sum(x^2) + epsilon) over the last dimension */
 static inline comba_tensor *comba_l2_norm(comba_graph *graph, comba_tensor *x, double epsilon) {
   comba_norm_attributes attributes = {epsilon};
   return COMBA_APPEND(graph, l2_norm, &attributes, NULL, x);
@@ -144,7 +144,7 @@ static inline comba_tensor *comba_divide(comba_graph *graph, comba_tensor *x, co
   return COMBA_APPEND(graph, divide, &attributes, NULL, x, d);
 }
 
-/* Depthwise causal convolution along T (mixers.md 4.1): y[t] = f(sum_j weight[c, 0, j] x[t - (W-1) + j] + bias[c]), f silu or
+/* Depthwise causal convolution along T: y[t] = f(sum_j weight[c, 0, j] x[t - (W-1) + j] + bias[c]), f silu or
  * identity. x (B,T,C), weight (C,1,W), bias (C) optional; state (N, W-1, C) optional: the inputs before the first token,
  * oldest first, zero if absent; `new_state` (or NULL) receives the last W-1 inputs. Taps never cross a sequence start. */
 typedef struct comba_short_convolution_attributes {
@@ -190,7 +190,7 @@ static inline comba_tensor *comba_head_skip(comba_graph *graph, comba_tensor *y,
 }
 
 /* Log decay g (B,T,H) <= 0, clamped at -100 (the gradient is zero where clamped):
- *   mamba2    g = -exp(A_log_h) softplus(a + dt_bias_h)      (mixers.md 4.4)
+ *   mamba2    g = -exp(A_log_h) softplus(a + dt_bias_h)
  *   sigmoid   g = ln sigmoid(a + dt_bias_h)
  *   constant  g = -exp(A_log_h) softplus(dt_bias_h), whatever a holds
  *   one       g = 0
@@ -254,7 +254,7 @@ static inline comba_tensor *comba_split(comba_graph *graph, comba_tensor *x, com
   return COMBA_APPEND(graph, split, &attributes, more, x);
 }
 
-/* HGRN2's forget gate (mixers.md 6.6), x (B,T,H,K), bounds (L, H K) optional: with l the sum over layers 1 to `layer` of
+/* HGRN2's forget gate, x (B,T,H,K), bounds (L, H K) optional: with l the sum over layers 1 to `layer` of
  * softmax over L of bounds, 0 without bounds,
  *   f = l + (1 - l) sigmoid(x) -> g = ln f, at least -100, and in `key` 1 - f, both (B,T,H,K) */
 typedef struct comba_bounded_gate_attributes {
@@ -490,7 +490,7 @@ static inline comba_tensor *comba_adamw(comba_graph *graph, comba_tensor *weight
   return COMBA_APPEND(graph, adamw, &attributes, moments, weight, gradient, m, v, settings, clip);
 }
 
-/* The recurrence with scalar decay and delta term (mixers.md 6.1; Comba, Gated DeltaNet, DeltaNet), for each value head:
+/* The recurrence with scalar decay and delta term (Comba, Gated DeltaNet, DeltaNet), for each value head:
  *   S_t = e^{g_t} S_{t-1} + beta_t k_t (v_t - x_t)^T,  o_t = scale S_t^T q_t,  S (K,V)
  *   x_t = S_{t-1}^T p_t              feedback before decay: Comba (splr)
  *   x_t = e^{g_t} S_{t-1}^T p_t      feedback after decay: Gated DeltaNet, Comba (iplr)
@@ -544,7 +544,7 @@ static inline comba_tensor *comba_mesa(comba_graph *graph, comba_tensor *q, comb
   return COMBA_APPEND(graph, mesa, &attributes, final_state, q, k, beta, g, initial_state, cu_seqlens, parameter);
 }
 
-/* The recurrence with diagonal decay and an optional low-rank term (mixers.md 5.4; GLA, HGRN2, RWKV-7, KDA), for each head:
+/* The recurrence with diagonal decay and an optional low-rank term (GLA, HGRN2, RWKV-7, KDA), for each head:
  *   S_t = diag(e^{g_t}) S_{t-1} + b_t r_t^T + k_t v_t^T,  o_t = scale S_t^T q_t,  S (K,V)
  *   r_t = S_{t-1}^T a_t, or S_{t-1}^T diag(e^{g_t}) a_t with read_after_decay
  * q, k, a, b (B,T,heads,K), a and b optional: without either there is no low-rank term, without b alone b = -k, the delta rule
