@@ -317,6 +317,7 @@ cuda_sources = \
 	lib/scan/delta_rule.cu \
 	lib/scan/diagonal_decay.cu \
 	lib/scan/memory.cu \
+	lib/scan/memory_mlp.cu \
 	lib/scan/s4d.cu \
 	lib/scan/scalar_decay.cu
 cuda_headers = \
@@ -333,6 +334,9 @@ cuda_headers = \
 	lib/scan/cuda_diagonal.h \
 	lib/scan/cuda_inner_loss.h \
 	lib/scan/cuda_memory.h \
+	lib/scan/cuda_memory_map.h \
+	lib/scan/cuda_memory_mlp.h \
+	lib/scan/cuda_normed_loss.h \
 	lib/scan/cuda_scalar.h \
 	lib/scan/cuda_tile.h
 EXTRA_DIST += $(cuda_sources) $(cuda_headers) lib/core/backend_cuda.c

@@ -48,13 +48,25 @@ static inline __device__ block_factor transposed(const float *data, int64_t widt
 }
 
 /* c (m,n) = beta c + alpha a b, c not read where beta is 0; a thread an element */
-static inline __device__ void block_product(int64_t m, int64_t n, int64_t k, float alpha, block_factor a,
-                                            block_factor b, float beta, float *c) {
+static __device__ __noinline__ void block_product(int64_t m, int64_t n, int64_t k, float alpha, block_factor a,
+                                                  block_factor b, float beta, float *c) {
   block_each(m * n, [=](int64_t x) {
     const float *left = a.data + x / n * a.row, *right = b.data + x % n * b.column;
     float sum = 0;
     for (int64_t i = 0; i < k; i++, left += a.column, right += b.row) sum += *left * *right;
     c[x] = (beta != 0 ? beta * c[x] : 0) + alpha * sum;
+  });
+}
+
+/* sum (heads, n) = or += the sums over sequences, in order, of n numbers of each task (sequence, head), `stride` apart; (n), over heads
+ * too, where all of them share it. */
+static inline void cuda_sum_tasks(const float *of_tasks, int64_t stride, int64_t sequences, int64_t heads, int64_t n,
+                                  bool shared, bool accumulate, float *sum) {
+  comba_each(shared ? n : heads * n, [=] __device__(int64_t i) {
+    float total = 0;
+    for (int64_t task = shared ? 0 : i / n; task < sequences * heads; task += shared ? 1 : heads)
+      total += of_tasks[task * stride + i % n];
+    put(sum + i, total, accumulate);
   });
 }
 

@@ -107,8 +107,8 @@ static inline __device__ float error_length(const cuda_inner_loss &loss, const f
 }
 
 /* gradient (rows,V) = d loss / dz of z against target (rows,V); threshold (rows) */
-static inline __device__ void inner_loss_forward(const cuda_inner_loss &loss, int64_t rows, const float *z_,
-                                                 const float *target, const float *threshold, float *gradient) {
+static __device__ __noinline__ void inner_loss_forward(const cuda_inner_loss &loss, int64_t rows, const float *z_,
+                                                       const float *target, const float *threshold, float *gradient) {
   const int64_t V = loss.V;
   block_rows(rows, [&](int64_t row, int lane) {
     const float *z = z_ + row * V, *t = target + row * V;
@@ -159,10 +159,10 @@ static inline __device__ float huber_backward(const cuda_inner_loss &loss, const
 /* From upstream (rows,V), the gradient of what forward wrote: dz, dtarget (rows,V) and dthreshold (rows) are overwritten, dweight and
  * dbias (V) added to. At most ROWS rows. */
 template <int ROWS>
-static __device__ void inner_loss_backward(const cuda_inner_loss &loss, int64_t rows, const float *z_,
-                                           const float *target, const float *threshold, const float *upstream_,
-                                           float *dz_, float *dtarget_, float *dthreshold, float *dweight,
-                                           float *dbias) {
+static __device__ __noinline__ void inner_loss_backward(const cuda_inner_loss &loss, int64_t rows, const float *z_,
+                                                        const float *target, const float *threshold,
+                                                        const float *upstream_, float *dz_, float *dtarget_,
+                                                        float *dthreshold, float *dweight, float *dbias) {
   __shared__ norm_row moments[ROWS];
   __shared__ float means[ROWS][2];
   const int64_t V = loss.V;

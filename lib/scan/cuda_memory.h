@@ -4,13 +4,9 @@
 #define COMBA_SCAN_CUDA_MEMORY_H
 
 #include "scan/cuda_inner_loss.h"
+#include "scan/cuda_memory_map.h"
 
 enum { CHUNK = 64 }; /* tokens of a chunk at most */
-
-typedef struct memory_map {
-  comba_memory_map kind;
-  double exponent, total;
-} memory_map;
 
 /* Sums of gates, or their gradients. Row i is what token i sees of the memory before the chunk (f), the velocity (column 0 of c and p) and
  * the tokens up to it; rows and columns count from 1, CHUNK + 1 of each. */
@@ -161,13 +157,14 @@ static inline __device__ bool reads_frozen(const cuda_memory_chunk &x) {
 }
 
 /* o (n,V) = beta o + share_i memory^T q_i */
-static inline __device__ void read_part(const cuda_memory_chunk &x, memory_part part, const float *memory, float beta) {
+static __device__ __noinline__ void read_part(const cuda_memory_chunk &x, memory_part part, const float *memory,
+                                              float beta) {
   block_each(x.n * x.R, [&](int64_t i) { x.rows_a[i] = share_of(x, part, i / x.R) * x.q[i]; });
   block_product(x.n, x.V, x.R, 1, rows_of(x.rows_a, x.R), rows_of(memory, x.V), beta, x.o);
 }
 
 /* memory = factor memory - sum_j row_j rate_j k_j n_j^T */
-static inline __device__ void gather(const cuda_memory_chunk &x, const float *row, float factor, float *memory) {
+static __device__ __noinline__ void gather(const cuda_memory_chunk &x, const float *row, float factor, float *memory) {
   block_each(x.n * x.R, [&](int64_t i) { x.rows_a[i] = row[i / x.R + 1] * x.token->rate[i / x.R] * x.k[i]; });
   block_product(x.R, x.V, x.n, -1, transposed(x.rows_a, x.R), rows_of(x.gradient, x.V), factor, memory);
 }
@@ -193,9 +190,9 @@ static inline __device__ void linear_forward(const cuda_memory_chunk &x) {
 
 /* What reading a part leaves: the query's gradient, that of the share of token i in `to_share` (n), and of the matrix,
  * factor gradient + sum_i share_i q_i do_i^T. */
-static inline __device__ void read_part_backward(const cuda_memory_chunk &x, const cuda_memory_gradient &g,
-                                                 memory_part part, const float *matrix, float factor,
-                                                 float *matrix_gradient, float *to_share) {
+static __device__ __noinline__ void read_part_backward(const cuda_memory_chunk &x, const cuda_memory_gradient &g,
+                                                       memory_part part, const float *matrix, float factor,
+                                                       float *matrix_gradient, float *to_share) {
   const int64_t n = x.n, R = x.R, V = x.V;
   block_product(n, R, V, 1, rows_of(g.o, V), transposed(matrix, V), 0, x.rows_a);
   block_rows(n, [&](int64_t i, int lane) {
@@ -211,9 +208,9 @@ static inline __device__ void read_part_backward(const cuda_memory_chunk &x, con
 
 /* What E = ... - sum_j row_j rate_j k_j n_j^T, with the gradient G of which `end` counts, leaves to the keys, the rows n_j and the mask's
  * row; inner[j] = <k_j, G n_j> rate_j. */
-static inline __device__ void gather_backward(const cuda_memory_chunk &x, const cuda_memory_gradient &g,
-                                              const float *row, const float *G, float end, float *row_gradient,
-                                              float *inner) {
+static __device__ __noinline__ void gather_backward(const cuda_memory_chunk &x, const cuda_memory_gradient &g,
+                                                    const float *row, const float *G, float end, float *row_gradient,
+                                                    float *inner) {
   const int64_t n = x.n, R = x.R, V = x.V;
   block_product(n, R, V, 1, rows_of(x.gradient, V), transposed(G, V), 0, x.rows_a);
   block_product(n, V, R, 1, rows_of(x.k, R), rows_of(G, V), 0, x.values);
@@ -316,86 +313,8 @@ static inline __device__ void linear_backward(const cuda_memory_chunk &x, const 
 
 /* ---- Mapped: token by token ----------------------------------------------------------------------------------------- */
 
-/* |a|^{q-2} */
-static inline __device__ float power_weight(float q, float a) {
-  return q == 4 ? a * a : expf((q - 2) / 2 * logf(a * a + 1e-30f));
-}
-
-/* N = sum |A|^q, the least of it for a memory of zeros */
-static inline __device__ double power_sum(const memory_map &map, int64_t size, const float *A) {
-  float sum = 0;
-  for (int64_t i = threadIdx.x; i < size; i += blockDim.x) sum += power_weight((float)map.exponent, A[i]) * A[i] * A[i];
-  return 1e-24 + (double)block_sum(sum);
-}
-
-static inline __device__ bool is_power(const memory_map &map) {
-  return map.kind == COMBA_MEMORY_POWER || map.kind == COMBA_MEMORY_MIRROR;
-}
-
-/* The numbers that sum to map.total: `count` groups, `step` apart, of n each, `stride` apart. */
-typedef struct softmax_groups {
-  int64_t count, step, n, stride;
-} softmax_groups;
-static inline __device__ softmax_groups groups_of(const memory_map &map, int64_t R, int64_t V) {
-  if (map.kind == COMBA_MEMORY_SOFTMAX_COLUMN) return {V, 1, R, V};
-  if (map.kind == COMBA_MEMORY_SOFTMAX_ROW) return {R, V, V, 1};
-  return {1, 0, R * V, 1};
-}
-
-/* memory (R,V) = f(A) */
-static inline __device__ void map_memory(const memory_map &map, int64_t R, int64_t V, const float *A, float *memory) {
-  if (is_power(map)) {
-    const float q = (float)map.exponent, scale = (float)pow(power_sum(map, R * V, A), 2 / map.exponent - 1);
-    const bool mirror = map.kind == COMBA_MEMORY_MIRROR;
-    block_each(R * V, [=](int64_t i) { memory[i] = scale * A[i] * (mirror ? power_weight(q, A[i]) : 1); });
-    return;
-  }
-  const softmax_groups s = groups_of(map, R, V);
-  block_rows(s.count, [&](int64_t group, int lane) {
-    const float *a = A + group * s.step;
-    float *to = memory + group * s.step, largest = -INFINITY, sum = 0;
-    for (int64_t i = lane; i < s.n; i += 32) largest = fmaxf(largest, a[i * s.stride]);
-    largest = warp_max(largest);
-    for (int64_t i = lane; i < s.n; i += 32) {
-      to[i * s.stride] = expf(a[i * s.stride] - largest);
-      sum += to[i * s.stride];
-    }
-    const float scale = (float)map.total / warp_sum(sum);
-    for (int64_t i = lane; i < s.n; i += 32) to[i * s.stride] *= scale;
-  });
-}
-
-/* The gradient (R,V) of the memory becomes that of A; memory = f(A). */
-static inline __device__ void map_backward(const memory_map &map, int64_t R, int64_t V, const float *A,
-                                           const float *memory, float *gradient) {
-  if (is_power(map)) {
-    const float q = (float)map.exponent;
-    const bool mirror = map.kind == COMBA_MEMORY_MIRROR;
-    const double N = power_sum(map, R * V, A);
-    float sum = 0; /* <gradient, f(A)> / scale */
-    for (int64_t i = threadIdx.x; i < R * V; i += blockDim.x)
-      sum += gradient[i] * A[i] * (mirror ? power_weight(q, A[i]) : 1);
-    const double along = block_sum(sum);
-    const float scale = (float)pow(N, 2 / map.exponent - 1);
-    const float to_norm = (float)(along * (2 - map.exponent) * pow(N, 2 / map.exponent - 2));
-    block_each(R * V, [=](int64_t i) {
-      const float weight = power_weight(q, A[i]);
-      gradient[i] = scale * (mirror ? (q - 1) * weight : 1) * gradient[i] + to_norm * weight * A[i];
-    });
-    return;
-  }
-  const softmax_groups s = groups_of(map, R, V);
-  block_rows(s.count, [&](int64_t group, int lane) {
-    const float *m = memory + group * s.step;
-    float *g = gradient + group * s.step, mean = 0;
-    for (int64_t i = lane; i < s.n; i += 32) mean += m[i * s.stride] * g[i * s.stride];
-    mean = warp_sum(mean) / (float)map.total;
-    for (int64_t i = lane; i < s.n; i += 32) g[i * s.stride] = m[i * s.stride] * (g[i * s.stride] - mean);
-  });
-}
-
 /* to (R,V) = retain from - rate k_i n_i^T; the two may be one */
-static inline __device__ void take_step(const cuda_memory_chunk &x, int64_t i, const float *from, float *to) {
+static __device__ __noinline__ void take_step(const cuda_memory_chunk &x, int64_t i, const float *from, float *to) {
   const float rate = x.token->rate[i], retain = x.token->retain[i];
   block_each(x.R * x.V, [&](int64_t at) {
     to[at] = retain * from[at] - rate * x.k[i * x.R + at / x.V] * x.gradient[i * x.V + at % x.V];

@@ -345,19 +345,11 @@ template <class T> static __global__ void __launch_bounds__(THREADS) walk_back(c
   });
 }
 
-/* The gradient of a parameter (heads, n) = or += the sums over sequences of what the tasks left at `offset` of theirs, over heads too where
- * all of them share it. */
 static void sum_parameter(const memory_problem &p, int input, int64_t offset, int64_t n, bool shared) {
   float *gradient = (float *)p.gradient[input];
-  const bool accumulate = p.accumulate[input];
-  if (!gradient) return;
-  comba_each(shared ? n : p.heads * n, [=] __device__(int64_t i) {
-    const float *from = p.parameter_gradients + offset + i % n;
-    float sum = 0;
-    for (int64_t task = shared ? 0 : i / n; task < p.sequences * p.heads; task += shared ? 1 : p.heads)
-      sum += from[task * p.parameters];
-    put(gradient + i, sum, accumulate);
-  });
+  if (gradient)
+    cuda_sum_tasks(p.parameter_gradients + offset, p.parameters, p.sequences, p.heads, n, shared, p.accumulate[input],
+                   gradient);
 }
 
 template <class T> static void backward(const comba_call *call) {
