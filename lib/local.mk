@@ -318,6 +318,7 @@ cuda_sources = \
 	lib/scan/diagonal_decay.cu \
 	lib/scan/memory.cu \
 	lib/scan/memory_mlp.cu \
+	lib/scan/mesa.cu \
 	lib/scan/s4d.cu \
 	lib/scan/scalar_decay.cu
 cuda_headers = \
