@@ -1,67 +1,15 @@
 #include "scan/cuda_scalar.h"
 
-enum { CHUNK = 64, MATRIX = CHUNK * CHUNK };
+#include "scan/cuda_chunks.h"
 
-/* ---- Slots ---------------------------------------------------------------------------------------------------------- */
-
-typedef struct shape {
-  int64_t steps, lanes, heads, slots, K, V, length, sequences;
+struct shape : cuda_chunks {
+  int64_t K, V;
   bool delta;
-  const int32_t *cu_seqlens;
-} shape;
+};
 
 static shape shape_of(const cuda_scalar *c) {
-  shape s;
-  s.lanes = c->cu_seqlens ? 1 : c->batch;
-  s.steps = c->cu_seqlens ? c->length / CHUNK + c->sequences : (c->length + CHUNK - 1) / CHUNK;
-  s.heads = c->heads;
-  s.slots = s.steps * s.lanes * s.heads;
-  s.K = c->K;
-  s.V = c->V;
-  s.length = c->length;
-  s.sequences = c->sequences;
-  s.delta = c->delta;
-  s.cu_seqlens = c->cu_seqlens;
-  return s;
-}
-
-typedef struct piece {
-  int64_t sequence, row; /* row: of its first token, in (B T) */
-  int count;             /* 0 where the slot is not used */
-  bool first, last;      /* of its sequence */
-} piece;
-
-static __device__ piece piece_of(const shape &s, int64_t step, int64_t lane) {
-  piece p;
-  if (!s.cu_seqlens) {
-    p.sequence = lane;
-    p.row = lane * s.length + step * CHUNK;
-    p.count = (int)min((int64_t)CHUNK, s.length - step * CHUNK);
-    p.first = step == 0;
-    p.last = step == s.steps - 1;
-    return p;
-  }
-  int64_t low = 0,
-          high = s.sequences; /* the last sequence whose first slot, cu_seqlens[n] / CHUNK + n, is not after `step` */
-  while (high - low > 1) {
-    const int64_t middle = (low + high) / 2;
-    if (s.cu_seqlens[middle] / CHUNK + middle <= step)
-      low = middle;
-    else
-      high = middle;
-  }
-  const int64_t local = step - (s.cu_seqlens[low] / CHUNK + low), end = s.cu_seqlens[low + 1];
-  p.sequence = low;
-  p.row = s.cu_seqlens[low] + local * CHUNK;
-  p.count = (int)max((int64_t)0, min((int64_t)CHUNK, end - p.row));
-  p.first = local == 0;
-  p.last = p.row + p.count == end && (p.count > 0 || p.first);
-  return p;
-}
-
-static __device__ piece piece_of_slot(const shape &s, int64_t slot, int64_t *head) {
-  *head = slot % s.heads;
-  return piece_of(s, slot / s.heads / s.lanes, slot / s.heads % s.lanes);
+  const int64_t sequences = c->cu_seqlens ? c->sequences : c->batch;
+  return {cuda_chunks_of(c->length, sequences, c->heads, c->cu_seqlens, c->cu_seqlens), c->K, c->V, c->delta};
 }
 
 /* ---- Workspace ------------------------------------------------------------------------------------------------------ */
@@ -157,29 +105,14 @@ int64_t cuda_scalar_workspace(const cuda_scalar *c, bool backward) {
 
 /* ---- Products ------------------------------------------------------------------------------------------------------- */
 
-/* c (m,n) = scale a b, or c += scale a b, for `batch` slots from the first on; a is (m,k) or (k,m), b is (k,n) or (n,k). */
+/* The product of cuda_chunks.h, on operands that the workspace holds as T; c is T or float. */
 template <class T>
 static void multiply(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float scale, const void *a,
                      const void *b, bool accumulate, void *c, bool float_c, int64_t batch) {
-  comba_cuda_product product = {};
-  product.transpose_a = transpose_a;
-  product.transpose_b = transpose_b;
-  product.accumulate = accumulate;
-  product.m = m;
-  product.n = n;
-  product.k = k;
-  product.lda = transpose_a ? m : k;
-  product.ldb = transpose_b ? k : n;
-  product.ldc = n;
-  product.a = a;
-  product.b = b;
-  product.c = c;
-  product.scale = scale;
-  product.batch = batch;
-  product.stride_a = m * k;
-  product.stride_b = k * n;
-  product.stride_c = m * n;
-  comba_cuda_multiply(&product, comba_cuda_type_of<T>(), float_c || sizeof(T) == sizeof(float));
+  if (float_c)
+    multiply(transpose_a, transpose_b, m, n, k, scale, (const T *)a, (const T *)b, accumulate, (float *)c, batch);
+  else
+    multiply(transpose_a, transpose_b, m, n, k, scale, (const T *)a, (const T *)b, accumulate, (T *)c, batch);
 }
 
 /* ---- Kernels -------------------------------------------------------------------------------------------------------- */
@@ -201,7 +134,7 @@ static void find_gates(const cuda_scalar *c, const shape &s, const buffers &b) {
   const bool delta = c->delta;
   comba_each(s.slots, [=] __device__(int64_t slot) {
     int64_t head;
-    const piece p = piece_of_slot(s, slot, &head);
+    const cuda_piece p = piece_of_slot(s, slot, &head);
     const double constant = retention ? log1p(-exp2(-(double)retention - (double)head)) : 0;
     double sum = 0;
     for (int i = 0; i < CHUNK; i++) {
@@ -222,7 +155,7 @@ static void pack(const shape &s, const void *from_, int64_t heads, int64_t width
   comba_each(s.slots * CHUNK * width, [=] __device__(int64_t x) {
     const int64_t column = x % width, i = x / width % CHUNK, slot = x / width / CHUNK;
     int64_t head;
-    const piece p = piece_of_slot(s, slot, &head);
+    const cuda_piece p = piece_of_slot(s, slot, &head);
     const bool there = i < p.count && from;
     store(to + x,
           there ? load(from + ((p.row + i) * heads + head / group) * width + column) * factor(slot, (int)i) : 0);
@@ -300,7 +233,7 @@ template <class T> static void advance(const cuda_scalar *c, const shape &s, con
     float *errors = b.errors + first * CHUNK * V;
     comba_each(batch * K * V, [=] __device__(int64_t i) {
       const int64_t lane = i / V / K / s.heads, head = i / V / K % s.heads;
-      const piece p = piece_of(s, step, lane);
+      const cuda_piece p = piece_at(s, step, lane);
       if (p.first) state[i] = initial ? initial[(p.sequence * s.heads + head) * K * V + i % (K * V)] : 0;
       store(states + i, state[i]);
     });
@@ -318,7 +251,7 @@ template <class T> static void advance(const cuda_scalar *c, const shape &s, con
     if (final_state && (s.cu_seqlens || step == s.steps - 1))
       comba_each(batch * K * V, [=] __device__(int64_t i) {
         const int64_t lane = i / V / K / s.heads, head = i / V / K % s.heads;
-        const piece p = piece_of(s, step, lane);
+        const cuda_piece p = piece_at(s, step, lane);
         if (p.last) final_state[(p.sequence * s.heads + head) * K * V + i % (K * V)] = state[i];
       });
   }
@@ -336,7 +269,7 @@ template <class T> void cuda_scalar_forward(const cuda_scalar *c, float *workspa
   comba_each(s.slots * CHUNK * s.V, [=] __device__(int64_t x) {
     const int64_t i = x / s.V % CHUNK;
     int64_t head;
-    const piece p = piece_of_slot(s, x / s.V / CHUNK, &head);
+    const cuda_piece p = piece_of_slot(s, x / s.V / CHUNK, &head);
     if (i < p.count) store(o + ((p.row + i) * s.heads + head) * s.V + x % s.V, output[x]);
   });
 }
@@ -402,7 +335,7 @@ static __global__ void score_gradients(const shape s, const float *score, const 
   to[j] = to_state[slot * CHUNK + j];
   __syncthreads();
   int64_t head;
-  const piece p = piece_of_slot(s, slot, &head);
+  const cuda_piece p = piece_of_slot(s, slot, &head);
   if (!dg || j >= p.count) return;
   float sum = across[slot];
   for (int i = 0; i < CHUNK; i++) sum += past[j][i] + (i < j ? to[i] : from[i]);
@@ -420,7 +353,7 @@ static void unpack(const shape &s, const float *from, const float *more, int64_t
   comba_each(lanes_steps * heads * CHUNK * width, [=] __device__(int64_t x) {
     const int64_t column = x % width, i = x / width % CHUNK, h = x / width / CHUNK % heads;
     const int64_t chunk = x / width / CHUNK / heads;
-    const piece p = piece_of(s, chunk / s.lanes, chunk % s.lanes);
+    const cuda_piece p = piece_at(s, chunk / s.lanes, chunk % s.lanes);
     if (i >= p.count) return;
     float sum = 0;
     for (int64_t member = 0; member < group; member++) {
@@ -445,7 +378,7 @@ template <class T> static void go_back(const cuda_scalar *c, const shape &s, con
     float *y = b.y + first * CHUNK * V;
     comba_each(batch * K * V, [=] __device__(int64_t i) {
       const int64_t lane = i / V / K / s.heads, head = i / V / K % s.heads;
-      const piece p = piece_of(s, step, lane);
+      const cuda_piece p = piece_at(s, step, lane);
       if (p.last) state[i] = final_gradient ? final_gradient[(p.sequence * s.heads + head) * K * V + i % (K * V)] : 0;
       store(gradients + i, state[i]);
     });
@@ -465,7 +398,7 @@ template <class T> static void go_back(const cuda_scalar *c, const shape &s, con
     if (initial_gradient && (s.cu_seqlens || step == 0))
       comba_each(batch * K * V, [=] __device__(int64_t i) {
         const int64_t lane = i / V / K / s.heads, head = i / V / K % s.heads;
-        const piece p = piece_of(s, step, lane);
+        const cuda_piece p = piece_at(s, step, lane);
         if (p.first) put(initial_gradient + (p.sequence * s.heads + head) * K * V + i % (K * V), state[i], add_state);
       });
   }

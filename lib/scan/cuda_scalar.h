@@ -1,10 +1,6 @@
 /* The engine of delta_rule and scalar_decay on a GPU: chunks of 64 tokens by batched products of cuBLASLt, with kernels for what lies
  * between them. The formulas are those of delta_rule_chunk.c.
- *
- * Tokens are copied into slots, a chunk of one sequence and value head each, (steps, lanes, HV, 64, K): without cu_seqlens a lane is
- * a sequence and a step its next chunk; packed sequences follow one another in a single lane, and the state is set anew where one
- * begins. So every product is a batch of equal ones, over all slots, or over those of a step where the state passes from
- * one chunk to the next. A slot's missing tokens are zero. */
+ * Tokens stand in slots (cuda_chunks.h), whose heads are those of the values. */
 #ifndef COMBA_SCAN_CUDA_SCALAR_H
 #define COMBA_SCAN_CUDA_SCALAR_H
 
