@@ -220,6 +220,7 @@ static const recurrence_case cases[] = {
     LINEAR(linear_attn, ", t2r, norms of q and k", 2, 2, "'feature_map': 't2r', 'norm_q': true, 'norm_k': true, ",
            .features = ORACLE_T2R, .norm_q = true, .norm_k = true),
     LINEAR(linear_attn, ", dpfp", 2, 2, "'feature_map': 'dpfp', ", .features = ORACLE_DPFP),
+    LINEAR(linear_attn, ", dpfp of the paper", 2, 2, "'feature_map': 'dpfp_paper', ", .features = ORACLE_DPFP_PAPER),
     LINEAR(linear_attn, ", relu", 4, 1, "'feature_map': 'relu', ", .features = ORACLE_NO_WEIGHTS, .map = relu),
     LINEAR(linear_attn, ", elu, normalised", 2, 2, "'feature_map': 'elu', 'norm_feature_map': true, ",
            .features = ORACLE_NO_WEIGHTS, .map = elu_plus_one, .normalized = true),

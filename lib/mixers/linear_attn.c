@@ -9,7 +9,8 @@
  *   elementwise_product  (A_1 x + c_1) * (A_2 x + c_2)
  *   hedgehog             softmax(2 y, -2 y), y = A x + c                       (arXiv 2402.04347)
  *   t2r                  relu(A x)                                             (arXiv 2103.13076)
- *   dpfp                 products of relu(x), relu(-x) with themselves shifted (arXiv 2102.11174)
+ *   dpfp                 products of relu(x), -relu(x) with themselves shifted, as fla has it
+ *   dpfp_paper           of relu(x), relu(-x), as published                (arXiv 2102.11174)
  *   relu, elu            relu(x); elu(x) + 1
  *   identity */
 #include "mixers/expanded_heads.h"
@@ -21,7 +22,7 @@ enum { DPFP_ROLLS = 4 };
 static const double SUM_EPSILON = 1e-4;
 static const double NORMALIZER_EPSILON = 1e-10;
 
-enum { ELEMENTWISE_PRODUCT, HEDGEHOG, T2R, DPFP, RELU, ELU, IDENTITY };
+enum { ELEMENTWISE_PRODUCT, HEDGEHOG, T2R, DPFP, DPFP_PAPER, RELU, ELU, IDENTITY };
 
 typedef struct config {
   comba_expanded_heads heads; /* first: shared functions take a pointer to it */
@@ -44,7 +45,8 @@ static comba_tensor *feature_map(comba_build *build, const char *name, int map, 
   }
   case HEDGEHOG: x = comba_hedgehog(graph, comba_build_linear(build, "layer", x, K, true)); break;
   case T2R: x = comba_activation(graph, comba_build_linear(build, "layer", x, K, false), COMBA_RELU, 1); break;
-  case DPFP: x = comba_dpfp(graph, x, DPFP_ROLLS); break;
+  case DPFP:
+  case DPFP_PAPER: x = comba_dpfp(graph, x, DPFP_ROLLS, map == DPFP); break;
   case RELU: x = comba_activation(graph, x, COMBA_RELU, 1); break;
   case ELU: x = comba_activation(graph, x, COMBA_ELU_PLUS_ONE, 1); break;
   default: break;
@@ -79,7 +81,7 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
 }
 
 static const char *const feature_maps[] = {
-    "elementwise_product", "hedgehog", "t2r", "dpfp", "relu", "elu", "identity", NULL};
+    "elementwise_product", "hedgehog", "t2r", "dpfp", "dpfp_paper", "relu", "elu", "identity", NULL};
 
 #define FIELD(member) offsetof(config, member)
 static const comba_field fields[] = {
@@ -102,14 +104,15 @@ static comba_status check(const void *opaque, int64_t hidden_size) {
   const config *c = opaque;
   const comba_status status = comba_expanded_heads_check(c, hidden_size);
   const int64_t K = comba_key_size(&c->heads, hidden_size);
-  if (status != COMBA_OK || c->feature_map != DPFP || DPFP_ROLLS <= 2 * K) return status;
+  if (status != COMBA_OK || (c->feature_map != DPFP && c->feature_map != DPFP_PAPER) || DPFP_ROLLS <= 2 * K)
+    return status;
   return comba_fail(COMBA_ERROR_ARGUMENT, "hidden_size * expand_k / num_heads is %lld, expected at least %d with dpfp",
                     (long long)K, DPFP_ROLLS / 2);
 }
 
 /* Features of one head's K channels. */
 static int64_t features(int map, int64_t K) {
-  return map == HEDGEHOG ? 2 * K : (map == DPFP ? 2 * DPFP_ROLLS * K : K);
+  return map == HEDGEHOG ? 2 * K : (map == DPFP || map == DPFP_PAPER ? 2 * DPFP_ROLLS * K : K);
 }
 
 static comba_mixer_cost cost(const void *opaque, int64_t hidden_size) {

@@ -69,12 +69,14 @@ static inline comba_tensor *comba_hedgehog(comba_graph *graph, comba_tensor *x) 
   return COMBA_APPEND(graph, hedgehog, NULL, NULL, x);
 }
 
-/* y (..., 2n rolls), x (..., n): with r = (relu(x), relu(-x)), blocks j = 1 to rolls of r_i r_{i-j}, indices modulo 2n */
+/* y (..., 2n rolls), x (..., n): with r = (relu(x), relu(-x)), or one-sided (relu(x), -relu(x)), blocks j = 1 to rolls of
+ * r_i r_{i-j}, indices modulo 2n */
 typedef struct comba_dpfp_attributes {
   int64_t rolls; /* 1 to 2n */
+  bool one_sided;
 } comba_dpfp_attributes;
-static inline comba_tensor *comba_dpfp(comba_graph *graph, comba_tensor *x, int64_t rolls) {
-  comba_dpfp_attributes attributes = {rolls};
+static inline comba_tensor *comba_dpfp(comba_graph *graph, comba_tensor *x, int64_t rolls, bool one_sided) {
+  comba_dpfp_attributes attributes = {rolls, one_sided};
   return COMBA_APPEND(graph, dpfp, &attributes, NULL, x);
 }
 

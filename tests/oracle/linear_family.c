@@ -155,11 +155,14 @@ static double *hedgehog(oracle_model *oracle, const double *x, int64_t rows, int
   return y;
 }
 
-/* r_i r_{i-j} for j = 1 to 4, r = (relu(x), relu(-x)) of 2K entries, taken round */
-static double *dpfp(oracle_model *oracle, const double *x, int64_t rows, int64_t K) {
+/* r_i r_{i-j} for j = 1 to 4, r = (relu(x), -relu(x)) or (relu(x), relu(-x)) of 2K entries, taken round */
+static double *dpfp(oracle_model *oracle, const double *x, int64_t rows, int64_t K, bool paper) {
   double *y = oracle_zeros(oracle, rows * 8 * K), *r = oracle_zeros(oracle, 2 * K);
   for (int64_t row = 0; row < rows; row++) {
-    for (int64_t i = 0; i < 2 * K; i++) r[i] = fmax(0, i < K ? x[row * K + i] : -x[row * K + i - K]);
+    for (int64_t i = 0; i < K; i++) {
+      r[i] = fmax(0, x[row * K + i]);
+      r[K + i] = paper ? fmax(0, -x[row * K + i]) : -r[i];
+    }
     for (int64_t i = 0; i < 8 * K; i++)
       y[row * 8 * K + i] = r[i % (2 * K)] * r[(i % (2 * K) + 2 * K - i / (2 * K) - 1) % (2 * K)];
   }
@@ -169,7 +172,8 @@ static double *dpfp(oracle_model *oracle, const double *x, int64_t rows, int64_t
 /* f(x) by rows of K channels; *size becomes the number of its features */
 static double *features(oracle_model *oracle, const char *name, double *x, int64_t rows, int64_t K, int64_t *size) {
   const oracle_linear_config *c = oracle->config;
-  *size = c->features == ORACLE_DPFP ? 8 * K : (c->features == ORACLE_HEDGEHOG ? 2 * K : K);
+  const bool paper = c->features == ORACLE_DPFP_PAPER;
+  *size = paper || c->features == ORACLE_DPFP ? 8 * K : (c->features == ORACLE_HEDGEHOG ? 2 * K : K);
   switch (c->features) {
   case ORACLE_ELEMENTWISE_PRODUCT: {
     double *y = map_rows(oracle, name, "layer1", x, rows);
@@ -182,7 +186,8 @@ static double *features(oracle_model *oracle, const char *name, double *x, int64
     x = map_rows(oracle, name, "layer", x, rows);
     for (int64_t i = 0; i < rows * K; i++) x[i] = fmax(0, x[i]);
     return x;
-  case ORACLE_DPFP: return dpfp(oracle, x, rows, K);
+  case ORACLE_DPFP:
+  case ORACLE_DPFP_PAPER: return dpfp(oracle, x, rows, K, paper);
   default: return x;
   }
 }

@@ -10,6 +10,7 @@ typedef enum oracle_feature_map {
   ORACLE_HEDGEHOG,
   ORACLE_T2R,
   ORACLE_DPFP,
+  ORACLE_DPFP_PAPER,
   ORACLE_NO_WEIGHTS, /* `map` alone */
 } oracle_feature_map;
 
