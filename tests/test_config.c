@@ -79,6 +79,31 @@ START_TEST(missing_fields_have_fla_defaults) {
 }
 END_TEST
 
+/* Where fla-zoo's defaults are not fla's, and where fla has renamed a field. */
+START_TEST(defaults_and_names_of_the_mixers_are_flas) {
+  static const struct {
+    const char *text, *part; /* of what is written */
+  } rows[] = {
+      {"{\"model_type\": \"hgrn2\"}", "\"use_short_conv\": false,"},
+      {"{\"model_type\": \"hgrn2_vision\"}", "\"use_short_conv\": true,"},
+      {"{\"model_type\": \"retnet\"}", "\"expand_v\": 2.0,"},
+      {"{\"model_type\": \"retnet_vision\"}", "\"expand_v\": 1.0,"},
+      {"{\"model_type\": \"rwkv7_vision\"}", "\"initializer_range\": 0.006,"},
+      {"{\"model_type\": \"mesa_net\", \"use_gate\": true}", "\"use_output_gate\": true,"},
+      {"{\"model_type\": \"mesa_net\", \"use_output_gate\": false, \"use_gate\": true}", "\"use_output_gate\": false,"},
+      {"{\"model_type\": \"gla\", \"elementwise_affine\": null}", "\"elementwise_affine\": false,"},
+  };
+  for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+    comba_config *config = parse(rows[i].text);
+    char *text = write_text(config);
+    ck_assert_msg(strstr(text, rows[i].part), "%s: no %s in %s", rows[i].text, rows[i].part, text);
+    expect_round_trip(config);
+    free(text);
+    comba_config_free(config);
+  }
+}
+END_TEST
+
 START_TEST(values_are_read_and_written) {
   comba_config *config =
       parse("{\"model_type\": \"comba_vision\", \"hidden_size\": 48, \"num_hidden_layers\": 3,"
@@ -505,6 +530,7 @@ int main(void) {
   TCase *cases = tcase_create("config");
   tcase_set_timeout(cases, 300);
   tcase_add_test(cases, missing_fields_have_fla_defaults);
+  tcase_add_test(cases, defaults_and_names_of_the_mixers_are_flas);
   tcase_add_test(cases, values_are_read_and_written);
   tcase_add_test(cases, attention_layers_are_one_object_or_a_list);
   tcase_add_test(cases, unknown_fields_are_named);
