@@ -329,6 +329,7 @@ static const comba_case cases[] = {
      .input = {RETAINED(1, 20, 2, 8, 12), LEARNED(2, 8, 12, 1)}},
     {.name = "softmax of rows", .attributes = &memora_row, .input = {RETAINED(1, 20, 2, 8, 12), LEARNED(2, 8, 12, 1)}},
     {.name = "layer norm, 64", .benchmark = true, .attributes = &ttt, .input = {TTT(2, 1024, 4, 64, 16)}},
+    {.name = "layer norm, 128", .benchmark = true, .attributes = &ttt, .input = {TTT(1, 1024, 4, 128, 16)}},
     {.name = "square, 128", .benchmark = true, .attributes = &chunk_64, .input = {RETAINED(2, 1024, 4, 128, 128)}},
     {.name = "momentum, 64",
      .benchmark = true,
