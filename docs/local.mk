@@ -30,6 +30,10 @@ documentation = \
 	docs/mixers/ttt_linear.md \
 	docs/mixers/ttt_mlp.md \
 	docs/performance.md \
+	docs/results/ablation-tiny.csv \
+	docs/results/ablation-tiny.md \
+	docs/results/ablation-tiny.svg \
+	docs/results/recall-tiny.md \
 	docs/scalar_decay.md
 EXTRA_DIST += $(documentation)
 
