@@ -150,6 +150,25 @@ static void apply(int64_t n, const layer *l, const real *x, real *y) {
   chunk_product('N', 'N', n, l->out, l->in, 1, x, l->in, l->w, l->out, 1, y, l->out);
 }
 
+/* The same of the memory. A map may make all weights positive: then the numbers of a row are much larger than what they differ by,
+ * which is all that a norm leaves of them, so they are summed in double. */
+static void apply_memory(const chunk *s, int64_t n, const layer *l, const real *x, real *y) {
+  if (s->memory == s->A) {
+    apply(n, l, x, y);
+    return;
+  }
+  double sum[WIDTH_MAX];
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t first = 0; first < l->out; first += WIDTH_MAX) {
+      const int64_t width = l->out - first < WIDTH_MAX ? l->out - first : WIDTH_MAX;
+      for (int64_t c = 0; c < width; c++) sum[c] = l->b[first + c];
+      for (int64_t j = 0; j < l->in; j++)
+#pragma omp simd
+        for (int64_t c = 0; c < width; c++) sum[c] += (double)x[i * l->in + j] * (double)l->w[j * l->out + first + c];
+      for (int64_t c = 0; c < width; c++) y[i * l->out + first + c] = (real)sum[c];
+    }
+}
+
 /* l += factor (x^T y, column sums of y): x (n,in), y (n,out) */
 static void add_outer(int64_t n, real factor, const real *x, const real *y, const layer *l) {
   chunk_product('T', 'N', l->in, l->out, n, factor, x, l->in, y, l->out, 1, l->w, l->out);
@@ -177,7 +196,7 @@ static void mask_scores(const chunk *s, const real *score, real *masked) {
 static void read_layer(const chunk *s, const layer *l, const layer *gathered, const real *x, const real *x_key,
                        const real *gradient, real *score, real *y) {
   const int64_t n = s->n;
-  apply(n, l, x, y);
+  apply_memory(s, n, l, x, y);
   scale_rows(n, l->out, s->keep, y, y);
   for (int64_t i = 0; i < n * n; i++) score[i] = 1;
   chunk_product('N', 'T', n, n, l->in, 1, x, l->in, x_key, l->in, 1, score, n);
@@ -304,9 +323,9 @@ static void map_memory_backward(const memory_mlp_head *h, const chunk *s) {
 static void find_gradients(const memory_mlp_head *h, chunk *s) {
   const int64_t n = s->n, F = h->F, M = h->M;
   const layer first = first_layer(s->memory, F, M), second = second_layer(s->memory, F, M);
-  apply(n, &first, s->x, s->z1);
+  apply_memory(s, n, &first, s->x, s->z1);
   gelu_rows(n * M, s->z1, s->x2, s->slope);
-  apply(n, &second, s->x2, s->z2);
+  apply_memory(s, n, &second, s->x2, s->z2);
   COMBA_VARIANT(comba_normed_loss_forward)(&h->loss, n, s->z2, s->target, s->threshold, s->n2, s->row);
   chunk_product('N', 'T', n, M, F, 1, s->n2, F, second.w, F, 0, s->h, M);
   for (int64_t i = 0; i < n * M; i++) s->n1[i] = s->h[i] * s->slope[i];
