@@ -140,6 +140,7 @@ kernel_sources = \
 	lib/ops/channels_to_tokens.c \
 	lib/ops/complement.c \
 	lib/ops/constant.c \
+	lib/ops/conversion.h \
 	lib/ops/convolution.c \
 	lib/ops/cross_entropy.c \
 	lib/ops/decay_gate.c \
@@ -326,7 +327,6 @@ cuda_headers = \
 	lib/core/cuda_kernel.h \
 	lib/ops/cuda_gates.h \
 	lib/ops/cuda_grid.h \
-	lib/ops/cuda_list.h \
 	lib/ops/cuda_rows.h \
 	lib/ops/cuda_sequences.h \
 	lib/ops/cuda_window.h \
@@ -355,7 +355,6 @@ AM_V_NVCC = $(AM_V_NVCC_$(V))
 AM_V_NVCC_ = $(AM_V_NVCC_$(AM_DEFAULT_VERBOSITY))
 AM_V_NVCC_0 = @echo "  NVCC     $@";
 cuda: $(cuda_objects)
-.PHONY: cuda
 CLEANFILES += $(cuda_objects) $(cuda_objects:.lo=.o)
 endif
 

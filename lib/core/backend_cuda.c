@@ -1,4 +1,4 @@
-/* The CUDA backend's rows: those of the CPU with the kernels of ops/cuda_list.h. */
+/* The CUDA backend's rows: those of the CPU with the kernels of NAME.cu beside NAME.c. */
 #include "core/cuda.h"
 
 #include <stdio.h>
@@ -7,12 +7,12 @@
 extern const comba_op *const comba_op_table_baseline[];
 
 #define COMBA_LIST_OP(name) extern const comba_cuda_op comba_cuda_##name;
-#include "ops/cuda_list.h"
+#include "ops/list.h"
 #undef COMBA_LIST_OP
 
 static const comba_cuda_op *const kernels[COMBA_OP_COUNT] = {
 #define COMBA_LIST_OP(name) [COMBA_OP_##name] = &comba_cuda_##name,
-#include "ops/cuda_list.h"
+#include "ops/list.h"
 #undef COMBA_LIST_OP
 };
 
@@ -20,11 +20,9 @@ static comba_op rows[COMBA_CUDA_TYPES][COMBA_OP_COUNT];
 static const comba_op *tables[COMBA_CUDA_TYPES][COMBA_OP_COUNT];
 static comba_backend backends[COMBA_CUDA_TYPES];
 
-/* infer of an operator that has no kernels here, or has kernels that need other memory than the CPU's. */
+/* The CPU's infer, then what differs here: the memory that the kernels need. */
 #define COMBA_LIST_OP(name)                                                                                            \
   static comba_status infer_##name(comba_signature *signature) {                                                       \
-    if (!kernels[COMBA_OP_##name])                                                                                     \
-      return comba_fail(COMBA_ERROR_UNSUPPORTED, "%s: no CUDA kernel yet; use --device cpu", #name);                   \
     const comba_status status = comba_op_table_baseline[COMBA_OP_##name]->infer(signature);                            \
     if (status != COMBA_OK || !kernels[COMBA_OP_##name]->infer) return status;                                         \
     return kernels[COMBA_OP_##name]->infer(signature);                                                                 \
@@ -44,9 +42,9 @@ static void fill(comba_cuda_type type) {
     comba_op *row = &rows[type][id];
     *row = *comba_op_table_baseline[id];
     row->infer = infers[id];
-    row->forward = kernels[id] ? kernels[id]->forward[type] : NULL;
-    if (row->backward) row->backward = kernels[id] ? kernels[id]->backward[type] : NULL;
-    if (kernels[id]) row->backward_inputs |= kernels[id]->backward_inputs;
+    row->forward = kernels[id]->forward[type];
+    if (row->backward) row->backward = kernels[id]->backward[type];
+    row->backward_inputs |= kernels[id]->backward_inputs;
     tables[type][id] = row;
   }
   snprintf(names[type], sizeof names[type], "%s, %s", comba_cuda_name(),

@@ -14,7 +14,7 @@ extern "C" {
 /* Types of activations, and of weights in products. */
 typedef enum comba_cuda_type { COMBA_CUDA_FLOAT32, COMBA_CUDA_BFLOAT16, COMBA_CUDA_TYPES } comba_cuda_type;
 
-/* An operator's kernels, by type; comba_cuda_NAME in NAME.cu beside NAME.c, listed in ops/cuda_list.h. Shapes, classes and cases are
+/* An operator's kernels, by type; comba_cuda_NAME in NAME.cu beside NAME.c, one for each name of ops/list.h. Shapes, classes and cases are
  * those of the CPU's row. */
 typedef struct comba_cuda_op {
   void (*forward[COMBA_CUDA_TYPES])(const comba_call *call);

@@ -46,10 +46,11 @@ static void backward(const comba_call *call) {
       const real *x = (const real *)call->input[X].data + at, *z = (const real *)call->input[Z].data + at;
       const real *w = (const real *)call->input[W].data + row * step;
       const real *dy = (const real *)call->output_gradient[0].data + at;
+      /* in the order of the inputs: lerp(x, x, w) has one gradient for both, which the second adds to */
+      for (int64_t i = 0; i < d; i++) gradient[i] = dy[i] - w[i] * dy[i];
+      if (dx) comba_store(dx + at, gradient, d, call->accumulate[X]);
       for (int64_t i = 0; i < d; i++) gradient[i] = w[i] * dy[i];
       if (dz) comba_store(dz + at, gradient, d, call->accumulate[Z]);
-      for (int64_t i = 0; i < d; i++) gradient[i] = dy[i] - gradient[i];
-      if (dx) comba_store(dx + at, gradient, d, call->accumulate[X]);
       for (int64_t i = 0; i < d; i++) gradient[i] = (z[i] - x[i]) * dy[i];
       if (dw && step)
         comba_store(dw + at, gradient, d, call->accumulate[W]);

@@ -1,27 +1,5 @@
-/* y = x, from the type of activations to float32: see comba_graph_append. On the CPU the two are one. */
-#include "ops/extent.h"
-#include "ops/gradient.h"
-#include "ops/rows.h"
-
-static comba_status infer(comba_signature *s) {
-  if (!comba_extent_fits(&s->input[0], 0)) return comba_fail_shape(s, 0, "any shape");
-  s->outputs = 1;
-  s->output[0] = s->input[0];
-  return COMBA_OK;
-}
-
-static void forward(const comba_call *call) {
-  const size_t bytes = (size_t)comba_shape_elements(&call->input[0].shape) * sizeof(real);
-  memcpy(call->output[0].data, call->input[0].data, bytes);
-}
-
-static void backward(const comba_call *call) {
-  if (comba_gradient_absent(call, 1) || !call->input_gradient[0].data) return;
-  comba_store(call->input_gradient[0].data, call->output_gradient[0].data, comba_shape_elements(&call->input[0].shape),
-              call->accumulate[0]);
-}
-
-static const comba_case cases[] = {{.name = "any", .input = {{COMBA_SHAPE(2, 33, 5)}}}, {0}};
+/* y = x, from the type of activations to float32: see comba_graph_append */
+#include "ops/conversion.h"
 
 const comba_op COMBA_VARIANT(comba_op_widen) = {
     .name = "widen",
@@ -30,8 +8,8 @@ const comba_op COMBA_VARIANT(comba_op_widen) = {
     .outputs = 1,
     .input_class = {COMBA_ACTIVATION},
     .output_class = {COMBA_GATE},
-    .infer = infer,
-    .forward = forward,
-    .backward = backward,
-    .cases = cases,
+    .infer = conversion_infer,
+    .forward = conversion_forward,
+    .backward = conversion_backward,
+    .cases = conversion_cases,
 };
