@@ -41,9 +41,15 @@ static void count(bench *b, const char *failure) {
 
 static void test(bench *b, int id, const comba_case *c) {
   op_reference *reference = NULL;
-  const char *failure = op_reference_create(&reference, id, c);
-  if (failure) count(b, failure);
-  for (int i = 0; i < b->variants && !failure; i++) count(b, op_check_variant(reference, &b->variant[i]));
+  const char *failure = NULL;
+  for (int i = 0; i < b->variants && !failure; i++) {
+    const bool narrow = b->variant[i].narrow;
+    if (!i || narrow != b->variant[i - 1].narrow) {
+      op_reference_free(reference);
+      failure = op_reference_create(&reference, id, c, narrow);
+    }
+    count(b, failure ? failure : op_check_variant(reference, &b->variant[i]));
+  }
   op_reference_free(reference);
 }
 
@@ -113,7 +119,12 @@ int main(int argc, char **argv) {
     fprintf(stderr, "op-bench: %s\n", comba_last_error());
     return 77; /* automake's "skipped" */
   }
-  if (m->run == perf) {
+  if (m->run == perf && on_device) {
+    const op_variant *last = &b.variant[b.variants - 1];
+    b.ceiling = op_measure_device_ceiling(last->backend);
+    printf("%s\nceilings: %.1f GFLOP/s (linear, 8192 cubed), %.1f GB/s (copy)\n", last->name, b.ceiling.flops * 1e-9,
+           b.ceiling.bytes * 1e-9);
+  } else if (m->run == perf) {
     b.ceiling = op_measure_ceiling();
     printf("%s, %d threads; products: %s\nceilings: %.1f GFLOP/s (sgemm, 2048 cubed), %.1f GB/s (copy)\n",
            comba_backend_cpu()->name, comba_threads(), comba_gemm_library(), b.ceiling.flops * 1e-9,

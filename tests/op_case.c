@@ -38,11 +38,8 @@ int op_device_variants(op_variant variant[OP_VARIANTS]) {
   for (int narrow = 0; narrow < 2; narrow++) {
     const comba_backend *backend;
     if (comba_backend_cuda(&backend, narrow) != COMBA_OK) return 0;
-    variant[narrow] = (op_variant){.name = backend->name,
-                                   .op = backend->op,
-                                   .real_size = sizeof(float),
-                                   .backend = backend,
-                                   .tolerance = narrow ? 2.5e-2 : 0};
+    variant[narrow] = (op_variant){
+        .name = backend->name, .op = backend->op, .real_size = sizeof(float), .backend = backend, .narrow = narrow};
   }
   return 2;
 #else
@@ -105,20 +102,24 @@ comba_status op_case_create(op_instance *instance, const op_variant *variant, in
   return status;
 }
 
-void op_case_fill(op_instance *instance, const comba_case *c) {
+static void write(op_buffer *buffer, double *values, bool narrow) {
+  for (int64_t i = 0; i < buffer->elements && narrow; i++) values[i] = op_narrow(values[i]);
+  op_write(buffer, values);
+  free(values);
+}
+
+void op_case_fill(op_instance *instance, const comba_case *c, bool narrow) {
   for (int i = 0; i < instance->op->inputs; i++) {
     if (!instance->input[i].data) continue;
-    double *values = op_case_values(instance->op, c, i);
-    op_write(&instance->input[i], values);
-    free(values);
+    write(&instance->input[i], op_case_values(instance->op, c, i),
+          narrow && instance->op->input_class[i] == COMBA_ACTIVATION);
   }
 }
 
-void op_case_fill_output_gradients(op_instance *instance, const comba_case *c) {
+void op_case_fill_output_gradients(op_instance *instance, const comba_case *c, bool narrow) {
   for (int i = 0; i < instance->signature.outputs; i++) {
-    double *values = op_case_output_gradient(instance->op, c, i, instance->output[i].elements);
-    op_write(&instance->output_gradient[i], values);
-    free(values);
+    write(&instance->output_gradient[i], op_case_output_gradient(instance->op, c, i, instance->output[i].elements),
+          narrow && instance->op->output_class[i] == COMBA_ACTIVATION);
   }
 }
 

@@ -10,7 +10,7 @@ typedef struct op_variant {
   const comba_op *const *op; /* indexed by comba_op_id */
   size_t real_size;
   const comba_backend *backend; /* of a device, or NULL */
-  double tolerance;             /* at least, 0: each case's own */
+  bool narrow;                  /* activations are bfloat16; so are the oracle's inputs then, and the tolerance wider */
 } op_variant;
 
 /* The float32 variants that were built and that this processor runs, the fastest last; returns how many. */
@@ -29,9 +29,9 @@ double *op_case_output_gradient(const comba_op *op, const comba_case *c, int out
 
 comba_status op_case_create(op_instance *instance, const op_variant *variant, int id, const comba_case *c);
 
-/* Writes the inputs of the case into the instance. */
-void op_case_fill(op_instance *instance, const comba_case *c);
-void op_case_fill_output_gradients(op_instance *instance, const comba_case *c);
+/* Writes the inputs of the case into the instance; `narrow`: activations rounded to bfloat16. */
+void op_case_fill(op_instance *instance, const comba_case *c, bool narrow);
+void op_case_fill_output_gradients(op_instance *instance, const comba_case *c, bool narrow);
 
 /* Inputs whose gradient the case is about: there, real, and not excluded by the case. */
 uint32_t op_case_wanted(const op_instance *instance, const comba_case *c);

@@ -18,6 +18,7 @@ typedef struct gradients {
 struct op_reference {
   int id;
   const comba_case *c;
+  bool narrow;
   op_instance instance;
   uint32_t wanted, given;
   double *output[COMBA_MAX_OUTPUTS];
@@ -39,10 +40,10 @@ static const char *fail(const op_reference *r, const char *variant, const char *
   return message;
 }
 
-static double variant_tolerance; /* of the variant that is being checked */
+static const double BFLOAT16_TOLERANCE = 2.5e-2;
 
-static double tolerance_of(const comba_case *c) {
-  return fmax(variant_tolerance, c->tolerance ? c->tolerance : 1e-5);
+static double tolerance_of(const op_reference *r) {
+  return fmax(r->narrow ? BFLOAT16_TOLERANCE : 0, r->c->tolerance ? r->c->tolerance : 1e-5);
 }
 
 /* ---- The oracle's results ------------------------------------------------------------------------------------------ */
@@ -68,17 +69,18 @@ static gradients run_oracle_backward(op_instance *instance, uint32_t wanted, uin
   return result;
 }
 
-const char *op_reference_create(op_reference **out, int id, const comba_case *c) {
+const char *op_reference_create(op_reference **out, int id, const comba_case *c, bool narrow) {
   op_reference *r = op_memory(sizeof *r);
   *out = r;
   r->id = id;
   r->c = c;
+  r->narrow = narrow;
   if (op_case_create(&r->instance, &op_oracle, id, c) != COMBA_OK) return fail(r, "oracle", "%s", comba_last_error());
   op_instance *instance = &r->instance;
   const comba_signature *s = &instance->signature;
   if (s->outputs < 1 || s->outputs > instance->op->outputs)
     return fail(r, "oracle", "infer gives %d outputs, expected 1 to %d", s->outputs, instance->op->outputs);
-  op_case_fill(instance, c);
+  op_case_fill(instance, c, narrow);
   op_instance_forward(instance, true);
   for (int i = 0; i < s->outputs; i++) {
     r->output[i] = copy_of(&instance->output[i]);
@@ -89,14 +91,14 @@ const char *op_reference_create(op_reference **out, int id, const comba_case *c)
   if (!instance->op->backward) return NULL;
   r->wanted = op_case_wanted(instance, c);
   r->given = op_instance_differentiable_outputs(instance);
-  op_case_fill_output_gradients(instance, c);
+  op_case_fill_output_gradients(instance, c, narrow);
   op_instance_forget(instance);
   r->all = run_oracle_backward(instance, r->wanted, r->given);
   for (int i = 0; i < s->outputs; i++) {
     if (!(r->given >> i & 1) || r->given == 1u << i) continue;
     zero(&instance->output_gradient[i]);
     r->without[i] = run_oracle_backward(instance, r->wanted, r->given);
-    op_case_fill_output_gradients(instance, c);
+    op_case_fill_output_gradients(instance, c, narrow);
   }
   return NULL;
 }
@@ -241,7 +243,7 @@ static const char *check_forward(const op_reference *r, const char *variant, op_
   if (!failure) failure = again ? again : kept;
   if (!failure) failure = undamaged(r, variant, instance, "forward");
   for (int i = 0; i < outputs && !failure; i++)
-    failure = compare(r, variant, "output", i, &instance->output[i], r->output[i], tolerance_of(r->c));
+    failure = compare(r, variant, "output", i, &instance->output[i], r->output[i], tolerance_of(r));
   return failure;
 }
 
@@ -261,7 +263,7 @@ static const char *compare_gradients(const op_reference *r, const char *variant,
   const char *failure = NULL;
   for (int i = 0; i < instance->op->inputs && !failure; i++)
     if (wanted >> i & 1)
-      failure = compare(r, variant, what, i, &instance->input_gradient[i], expected->of[i], tolerance_of(r->c));
+      failure = compare(r, variant, what, i, &instance->input_gradient[i], expected->of[i], tolerance_of(r));
   return failure;
 }
 
@@ -286,7 +288,7 @@ static const char *check_accumulate(const op_reference *r, const char *variant, 
     for (int64_t k = 0; k < instance->input_gradient[i].elements; k++) start[i][k] += r->all.of[i][k];
     if (!failure)
       failure = compare(r, variant, "accumulated gradient of input", i, &instance->input_gradient[i], start[i],
-                        tolerance_of(r->c));
+                        tolerance_of(r));
     free(start[i]);
   }
   return failure;
@@ -294,7 +296,7 @@ static const char *check_accumulate(const op_reference *r, const char *variant, 
 
 static const char *check_backward(const op_reference *r, const char *variant, op_instance *instance) {
   const int inputs = instance->op->inputs, outputs = instance->signature.outputs;
-  op_case_fill_output_gradients(instance, r->c);
+  op_case_fill_output_gradients(instance, r->c, r->narrow);
   op_instance_forget(instance);
   snapshots before = take_all(instance->output_gradient, outputs);
   comba_set_threads(1);
@@ -331,10 +333,9 @@ static const char *check_backward(const op_reference *r, const char *variant, op
 
 const char *op_check_variant(const op_reference *r, const op_variant *variant) {
   op_instance instance;
-  variant_tolerance = variant->tolerance;
   if (op_case_create(&instance, variant, r->id, r->c) != COMBA_OK)
     return fail(r, variant->name, "%s", comba_last_error());
-  op_case_fill(&instance, r->c);
+  op_case_fill(&instance, r->c, r->narrow);
   const char *failure = check_signature(r, variant->name, &instance);
   if (!failure) failure = check_forward(r, variant->name, &instance);
   if (!failure && instance.op->backward) failure = check_backward(r, variant->name, &instance);
@@ -429,10 +430,10 @@ const char *op_check_gradient(int id, const comba_case *c, int coordinates) {
   op_reference *r = NULL;
   op_instance instance;
   comba_set_threads(1); /* many short calls: waking threads would cost more than they save */
-  const char *failure = op_reference_create(&r, id, c);
+  const char *failure = op_reference_create(&r, id, c, false);
   if (!failure && op_oracle.op[id]->backward && op_case_create(&instance, &op_oracle, id, c) == COMBA_OK) {
-    op_case_fill(&instance, c);
-    op_case_fill_output_gradients(&instance, c);
+    op_case_fill(&instance, c, false);
+    op_case_fill_output_gradients(&instance, c, false);
     for (int i = 0; i < instance.op->inputs && !failure; i++)
       if (r->wanted >> i & 1) failure = check_input_gradient(r, &instance, i, coordinates);
     op_instance_free(&instance);

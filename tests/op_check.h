@@ -5,12 +5,13 @@
 
 #include "op_case.h"
 
-/* A case computed by the oracle, against which the variants are checked. */
+/* A case computed by the oracle, against which the variants are checked: those with bfloat16 with inputs rounded to it (`narrow`), so
+ * that what is compared is the kernel's rounding alone. */
 typedef struct op_reference op_reference;
-const char *op_reference_create(op_reference **reference, int id, const comba_case *c);
+const char *op_reference_create(op_reference **reference, int id, const comba_case *c, bool narrow);
 void op_reference_free(op_reference *reference);
 
-/* A float32 variant against the oracle, forward and backward:
+/* A variant against the oracle, forward and backward:
  *   - equal output shapes; values within the tolerance of the case, all finite
  *   - equal bits for 1 and 3 threads, for two runs, and with nothing saved
  *   - gradients are added to where asked; do not depend on which other gradients are wanted; an output's gradient may be

@@ -15,11 +15,13 @@ typedef struct staged {
   unsigned char *device;
 } staged;
 
-typedef struct stage {
+struct op_stage {
   const comba_device_memory *memory;
   int count;
   staged of[MAX_BUFFERS];
-} stage;
+  comba_run *run;
+  comba_call call;
+};
 
 static void check(comba_status status) {
   if (status == COMBA_OK) return;
@@ -27,7 +29,7 @@ static void check(comba_status status) {
   abort();
 }
 
-/* bfloat16, nearest, ties to even */
+/* nearest, ties to even */
 static uint16_t narrowed(float value) {
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
@@ -42,7 +44,11 @@ static float widened(uint16_t value) {
   return result;
 }
 
-static void send(stage *s, op_buffer *buffer, bool narrow, bool weights, bool written) {
+double op_narrow(double value) {
+  return widened(narrowed((float)value));
+}
+
+static void send(op_stage *s, op_buffer *buffer, bool narrow, bool weights, bool written) {
   if (!buffer->memory) return;
   staged *to = &s->of[s->count++];
   const size_t size = narrow ? sizeof(uint16_t) : sizeof(float);
@@ -61,7 +67,7 @@ static void send(stage *s, op_buffer *buffer, bool narrow, bool weights, bool wr
 }
 
 /* Into the buffer what the kernel wrote; a change where it should not write damages the guard, which the caller looks at. */
-static void receive(stage *s, staged *from) {
+static void receive(op_stage *s, staged *from) {
   unsigned char *found = op_memory(from->bytes);
   op_buffer *buffer = from->buffer;
   check(s->memory->read(found, from->device, from->bytes));
@@ -79,45 +85,60 @@ static void receive(stage *s, staged *from) {
   free(found);
 }
 
-static void *address(const stage *s, const void *data) {
+static void *address(const op_stage *s, const void *data) {
   for (int i = 0; i < s->count && data; i++)
     if (s->of[i].buffer->data == data) return s->of[i].device + OP_GUARD;
   return NULL;
 }
 
-static void redirect(const stage *s, comba_view *views, int count) {
+static void redirect(const op_stage *s, comba_view *views, int count) {
   for (int i = 0; i < count; i++) views[i].data = address(s, views[i].data);
 }
 
-void op_device_call(op_instance *instance, void (*kernel)(const comba_call *call), bool backward) {
+op_stage *op_stage_create(op_instance *instance, bool backward) {
   const comba_backend *backend = instance->backend;
   const comba_op *op = instance->op;
   const bool narrow = backend->size[COMBA_ACTIVATION] == sizeof(uint16_t);
-  stage s = {.memory = backend->memory};
+  op_stage *s = op_memory(sizeof *s);
+  s->memory = backend->memory;
   for (int i = 0; i < op->inputs; i++) {
     const bool activation = op->input_class[i] == COMBA_ACTIVATION, parameter = op->input_class[i] == COMBA_PARAMETER;
-    send(&s, &instance->input[i], narrow && activation, parameter, false);
-    if (backward) send(&s, &instance->input_gradient[i], narrow && activation, false, true);
+    send(s, &instance->input[i], narrow && activation, parameter, false);
+    if (backward) send(s, &instance->input_gradient[i], narrow && activation, false, true);
   }
   for (int i = 0; i < instance->signature.outputs; i++) {
     const bool activation = op->output_class[i] == COMBA_ACTIVATION;
-    send(&s, &instance->output[i], narrow && activation, false, !backward);
-    if (backward) send(&s, &instance->output_gradient[i], narrow && activation, false, false);
+    send(s, &instance->output[i], narrow && activation, false, !backward);
+    if (backward) send(s, &instance->output_gradient[i], narrow && activation, false, false);
   }
-  for (int i = 0; i < instance->signature.saved; i++) send(&s, &instance->saved[i], false, false, !backward);
-  send(&s, backward ? &instance->backward_workspace : &instance->forward_workspace, false, false, true);
+  for (int i = 0; i < instance->signature.saved; i++) send(s, &instance->saved[i], false, false, !backward);
+  send(s, backward ? &instance->backward_workspace : &instance->forward_workspace, false, false, true);
 
-  comba_run *run = backend->memory->allocate(sizeof *run, "a test");
-  check(run ? backend->memory->write(run, &instance->run, sizeof *run) : COMBA_ERROR_MEMORY);
-  comba_call call = instance->call;
-  call.run = run;
-  redirect(&s, call.input, COMBA_MAX_INPUTS);
-  redirect(&s, call.output, COMBA_MAX_OUTPUTS);
-  redirect(&s, call.saved, COMBA_MAX_SAVED);
-  redirect(&s, call.output_gradient, COMBA_MAX_OUTPUTS);
-  redirect(&s, call.input_gradient, COMBA_MAX_INPUTS);
-  call.workspace = address(&s, call.workspace);
-  kernel(&call);
-  for (int i = 0; i < s.count; i++) receive(&s, &s.of[i]);
-  backend->memory->release(run);
+  s->run = s->memory->allocate(sizeof *s->run, "a test");
+  check(s->run ? s->memory->write(s->run, &instance->run, sizeof *s->run) : COMBA_ERROR_MEMORY);
+  s->call = instance->call;
+  s->call.run = s->run;
+  redirect(s, s->call.input, COMBA_MAX_INPUTS);
+  redirect(s, s->call.output, COMBA_MAX_OUTPUTS);
+  redirect(s, s->call.saved, COMBA_MAX_SAVED);
+  redirect(s, s->call.output_gradient, COMBA_MAX_OUTPUTS);
+  redirect(s, s->call.input_gradient, COMBA_MAX_INPUTS);
+  s->call.workspace = address(s, s->call.workspace);
+  return s;
+}
+
+const comba_call *op_stage_call(const op_stage *s) {
+  return &s->call;
+}
+
+void op_stage_free(op_stage *s) {
+  for (int i = 0; i < s->count; i++) receive(s, &s->of[i]);
+  s->memory->release(s->run);
+  free(s);
+}
+
+void op_device_call(op_instance *instance, void (*kernel)(const comba_call *call), bool backward) {
+  op_stage *s = op_stage_create(instance, backward);
+  kernel(op_stage_call(s));
+  op_stage_free(s);
 }

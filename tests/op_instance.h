@@ -61,8 +61,15 @@ void op_instance_backward(op_instance *instance, uint32_t wanted, uint32_t accum
 /* "output 0", say: the first operand whose guard band was written to; NULL if all are whole. */
 const char *op_instance_damage(const op_instance *instance);
 
+/* Operands on the instance's device, as the kernels of a pass see them; what they wrote comes back when the stage is freed. */
+typedef struct op_stage op_stage;
+op_stage *op_stage_create(op_instance *instance, bool backward);
+const comba_call *op_stage_call(const op_stage *stage);
+void op_stage_free(op_stage *stage);
 /* What op_instance_forward and op_instance_backward do where the kernels run on a device. */
 void op_device_call(op_instance *instance, void (*kernel)(const comba_call *call), bool backward);
+/* The bfloat16 next to a value. */
+double op_narrow(double value);
 /* The bytes before and after a buffer, and their value: NaN as a float or double, -1 as an integer, so that reading them shows. */
 enum { OP_GUARD = 256, OP_GUARD_BYTE = 0xFF };
 /* Makes op_instance_damage name this buffer. */

@@ -10,6 +10,8 @@ typedef struct op_ceiling {
   double bytes; /* rate at which memory is copied (read plus written), a second */
 } op_ceiling;
 op_ceiling op_measure_ceiling(void);
+/* Of a device: a product of activations with a weight, 8192 cubed, and a copy of 1 GiB. */
+op_ceiling op_measure_device_ceiling(const comba_backend *backend);
 
 /* One line for forward and one for backward: median time, rates, and the share of what the roofline allows. */
 void op_print_perf(const op_variant *variant, int id, const comba_case *c, const op_ceiling *ceiling);
