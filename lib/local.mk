@@ -399,5 +399,19 @@ lib_libprogram_la_SOURCES = \
 	lib/program/run_folder.h \
 	lib/program/trainer.c \
 	lib/program/trainer.h \
-	lib/program/training_options.c
+	lib/program/training_options.c \
+	lib/program/version.c \
+	lib/program/version.h
 lib_libprogram_la_LIBADD = lib/libcomba-all.la
+
+# The commit, for --version: of the checkout, or what the environment variable COMBA_COMMIT says. Written anew only where it is
+# another, so that nothing is compiled for it in vain; left alone where git may not read the checkout (`sudo make install`).
+lib/program/version.lo: commit.h
+commit.h: always
+	@commit=$$COMBA_COMMIT; if test -z "$$commit" && test -e $(top_srcdir)/.git; then \
+	  commit=`git -C $(top_srcdir) describe --always --dirty 2>/dev/null` || test ! -e $@ || exit 0; fi; \
+	echo "#define COMBA_COMMIT \"$$commit\"" >$@.new; \
+	if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+always:
+.PHONY: always
+CLEANFILES += commit.h

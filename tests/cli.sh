@@ -105,7 +105,7 @@ train_vision="$vision train --config vision.json --data pictures --batch-size 8 
 
 for program in "$lm" "$vision"; do
   works "$program" --version
-  says '^comba-[a-z]* [0-9]'
+  says '^comba-[a-z]* [0-9.]*\( ([^ ]*)\)\{0,1\}$'
   works "$program" --help
   says predict\\\|generate
   works "$program" train --help

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "program/manual.h"
+#include "program/version.h"
 
 static void print_commands(FILE *file, const char *program, const char *description, const comba_command *commands) {
   fprintf(file, "Usage: %s COMMAND [OPTION...]\n%s\n\nCommands:\n", program, description);
@@ -26,8 +27,10 @@ int comba_program_run(int argc, char **argv, const char *description, const comb
     print_commands(stdout, program, description, commands);
     return 0;
   }
+  static char name[256], version[320];
   if (!strcmp(argv[1], "--version")) {
-    printf("%s %s\n", program, comba_version());
+    comba_program_version(version, sizeof version, program);
+    puts(version);
     return 0;
   }
   if (!strcmp(argv[1], "--manual")) {
@@ -40,9 +43,8 @@ int comba_program_run(int argc, char **argv, const char *description, const comb
   }
   for (const comba_command *command = commands; command->name; command++) {
     if (strcmp(argv[1], command->name)) continue;
-    static char name[256], version[256];
     snprintf(name, sizeof name, "%s %s", program, command->name);
-    snprintf(version, sizeof version, "%s %s", program, comba_version());
+    comba_program_version(version, sizeof version, program);
     argp_program_version = version;
     argp_err_exit_status = COMBA_EXIT_USAGE;
     argv[1] = name;
