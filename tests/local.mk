@@ -62,7 +62,11 @@ endif
 
 TESTS += $(shell_tests)
 TEST_EXTENSIONS = .sh
-EXTRA_DIST += $(shell_tests) tests/installed.sh tests/gpu/run tests/pytorch.py
+EXTRA_DIST += $(shell_tests) tests/installed.sh tests/pytorch.py \
+	tests/gpu/run \
+	tests/gpu/comba-340m.json \
+	tests/gpu/gated_deltanet-340m.json \
+	tests/gpu/transformer-340m.json
 
 # What the suites and the bench share.
 check_LTLIBRARIES += tests/libtesting.la
