@@ -73,13 +73,24 @@ typedef enum comba_precision {
   COMBA_PRECISION_BFLOAT16
 } comba_precision;
 
+/* What a training step computes again in its backward pass instead of keeping it from the forward pass. Results are the same
+ * bits at every level. */
+typedef enum comba_recompute {
+  COMBA_RECOMPUTE_AUTO = 0, /* the least that fits into memory: comba_options.memory, or what a GPU has free; else NONE */
+  COMBA_RECOMPUTE_NONE,
+  COMBA_RECOMPUTE_LIGHT, /* results of operators that are bound by memory: norms, activations, convolutions, gates */
+  COMBA_RECOMPUTE_BLOCK  /* all of a layer but what the next layer reads: its forward runs again before its backward */
+} comba_recompute;
+
 typedef struct comba_options {
   comba_device device; /* AUTO: CUDA if built in and present, else CPU */
   comba_mode mode;
   uint64_t seed;         /* of the initial weights, dropout and random scans */
   float label_smoothing; /* 0; of a vision model's loss in training */
   comba_precision precision;
-  char reserved[40]; /* zero */
+  comba_recompute recompute;
+  uint64_t memory;   /* bytes that a model in training may take, for recompute AUTO; 0: not said */
+  char reserved[24]; /* zero */
 } comba_options;
 
 /* Fills in device AUTO, mode AUTO, seed 42. Functions below take NULL for these. */

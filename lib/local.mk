@@ -23,6 +23,7 @@ library_sources = \
 	lib/core/plan.c \
 	lib/core/random.h \
 	lib/core/real.h \
+	lib/core/recompute.c \
 	lib/core/shape.c \
 	lib/core/status.c \
 	lib/core/status.h \

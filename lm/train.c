@@ -12,6 +12,7 @@ enum { MAX_FILES = 4096 };
 
 typedef struct options {
   comba_common_options common;
+  comba_memory_options memory;
   comba_training_options training;
   const char *config, *preset, *data[MAX_FILES], *validation;
   int64_t files, length;
@@ -25,7 +26,8 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
   switch (key) {
   case ARGP_KEY_INIT:
     state->child_inputs[0] = &o->training;
-    state->child_inputs[1] = &o->common;
+    state->child_inputs[1] = &o->memory;
+    state->child_inputs[2] = &o->common;
     break;
   case CONFIG: o->config = argument; break;
   case PRESET: o->preset = argument; break;
@@ -87,7 +89,8 @@ static comba_status complete(options *o, const comba_preset *preset) {
 }
 
 static comba_status run(options *o) {
-  const comba_options library = comba_common_apply(&o->common);
+  comba_options library = comba_common_apply(&o->common);
+  comba_memory_apply(&o->memory, &library);
   session s = {.options = o};
   comba_model_info info;
   comba_training_result result = {0};
@@ -155,7 +158,8 @@ static const struct argp_option list[] = {
     {"sequence-length", LENGTH, "N", 0, "Tokens a sequence (default 256)", 0},
     {"profile", PROFILE, 0, 0, "Print the time of each operator at the end", 0},
     {0}};
-static const struct argp_child children[] = {{&comba_training_argp, 0, 0, 0}, {&comba_common_argp, 0, 0, 0}, {0}};
+static const struct argp_child children[] = {
+    {&comba_training_argp, 0, 0, 0}, {&comba_memory_argp, 0, 0, 0}, {&comba_common_argp, 0, 0, 0}, {0}};
 const struct argp lm_train_argp = {
     list,
     parse,

@@ -16,6 +16,7 @@ suites = \
 	tests/test_model \
 	tests/test_operators \
 	tests/test_parity \
+	tests/test_recompute \
 	tests/test_recurrences \
 	tests/test_rwkv7 \
 	tests/test_safetensors \
@@ -46,6 +47,7 @@ model_case = tests/model_case.c tests/model_case.h
 tests_test_decoder_SOURCES = tests/test_decoder.c $(model_case)
 tests_test_mixers_SOURCES = tests/test_mixers.c $(model_case)
 tests_test_model_SOURCES = tests/test_model.c $(model_case)
+tests_test_recompute_SOURCES = tests/test_recompute.c $(model_case)
 tests_test_recurrences_SOURCES = tests/test_recurrences.c $(model_case)
 tests_test_rwkv7_SOURCES = tests/test_rwkv7.c $(model_case)
 tests_test_training_SOURCES = tests/test_training.c $(model_case)

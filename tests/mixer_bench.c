@@ -24,8 +24,8 @@ static double now(void) {
 
 /* FLOPs of all that has run while the profile was on. */
 static double counted_flops(void) {
-  comba_profile_row rows[2 * COMBA_OP_COUNT];
-  const int count = comba_profile_rows(rows, 2 * COMBA_OP_COUNT);
+  comba_profile_row rows[COMBA_PROFILE_ROWS];
+  const int count = comba_profile_rows(rows, COMBA_PROFILE_ROWS);
   double sum = 0;
   for (int i = 0; i < count; i++) sum += rows[i].flops;
   return sum;

@@ -70,11 +70,11 @@ cleanup:
 
 /* Time by operator of one step more, and how near each is to the roofline. */
 static comba_status print_operators(comba_model *model, const comba_batch *batch, const op_ceiling *ceiling) {
-  comba_profile_row rows[2 * COMBA_OP_COUNT];
+  comba_profile_row rows[COMBA_PROFILE_ROWS];
   comba_profile_enable(true);
   const comba_status status = step(model, batch);
   comba_profile_enable(false);
-  const int count = comba_profile_rows(rows, 2 * COMBA_OP_COUNT);
+  const int count = comba_profile_rows(rows, COMBA_PROFILE_ROWS);
   double total = 0;
   for (int i = 0; i < count; i++) total += rows[i].seconds;
   printf("%-22s %-8s %6s %9s %7s %9s %8s %9s\n", "operator", "pass", "calls", "ms", "share", "TFLOP/s", "GB/s",
@@ -144,7 +144,7 @@ static comba_status print_model(const bench *b, const char *name, const char *co
   indices = op_memory((size_t)count * sizeof *indices);
   fill(&info, &batch, pixels, count, indices);
   COMBA_TRY(time_steps(model, &batch, &seconds, &first));
-  COMBA_TRY(comba_model_cost(model, COMBA_PASS_TRAIN, batch_size, length, &cost));
+  COMBA_TRY(comba_model_cost(model, COMBA_PASS_TRAIN, batch_size, length, &cost, NULL));
   const double flops = cost.forward_flops + cost.backward_flops;
   printf("%-20s batch %-3lld %9lld parameters %8.2f GFLOP %9.1f ms %7.1f GFLOP/s %3.0f %%  arena %6.1f MB\n", name,
          (long long)batch_size, (long long)info.parameters, flops * 1e-9, seconds * 1e3, flops / seconds * 1e-9,

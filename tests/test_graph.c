@@ -122,6 +122,60 @@ START_TEST(memory_is_shared) {
 }
 END_TEST
 
+/* A chain whose backward reads every result: between blocks of ten alone are they held. */
+START_TEST(memory_of_blocks_is_shared) {
+  size_t arena[COMBA_RECOMPUTE_BLOCK + 1];
+  for (comba_recompute level = COMBA_RECOMPUTE_NONE; level <= COMBA_RECOMPUTE_BLOCK; level++) {
+    comba_graph *graph = create(COMBA_GRAPH_BACKWARD);
+    comba_graph_set_recompute(graph, level);
+    comba_tensor *x = comba_graph_input_with_gradient(graph, "x", ACTIVATION);
+    for (int i = 0; i < 100; i++) {
+      if (i % 10 == 0) comba_graph_begin_block(graph);
+      x = comba_activation(graph, x, COMBA_TANH, 1);
+    }
+    comba_graph_seed(graph, x);
+    plan(graph);
+    comba_graph_cost cost;
+    comba_graph_describe(graph, &cost);
+    arena[level] = cost.arena_bytes / (COUNT * sizeof(float));
+    comba_graph_free(graph);
+  }
+  ck_assert_uint_ge(arena[COMBA_RECOMPUTE_NONE], 100);
+  ck_assert_uint_le(arena[COMBA_RECOMPUTE_BLOCK], 10 + 10 + 5);
+  ck_assert_uint_le(arena[COMBA_RECOMPUTE_LIGHT], arena[COMBA_RECOMPUTE_BLOCK]);
+}
+END_TEST
+
+/* What reads or writes a state that is updated in place runs once. */
+START_TEST(nothing_that_meets_a_state_runs_again) {
+  float state[COUNT] = {0};
+  comba_graph *graph = create(COMBA_GRAPH_BACKWARD);
+  comba_graph_set_recompute(graph, COMBA_RECOMPUTE_BLOCK);
+  comba_tensor *x = comba_graph_input_with_gradient(graph, "x", ACTIVATION);
+  comba_tensor *old = comba_graph_external(graph, "state", COMBA_STATE, ACTIVATION, state);
+  comba_graph_begin_block(graph);
+  comba_tensor *gate = comba_activation(graph, old, COMBA_SIGMOID, 1);
+  comba_tensor *sum = comba_add(graph, old, x);
+  comba_graph_store(graph, sum, old);
+  comba_tensor *y = comba_activation(graph, comba_product(graph, x, gate), COMBA_TANH, 1);
+  comba_graph_end_block(graph);
+  comba_graph_seed(graph, y);
+  plan(graph);
+  ck_assert(!graph->node[0]->runs[COMBA_RUN_AGAIN] && !graph->node[1]->runs[COMBA_RUN_AGAIN]);
+  ck_assert(graph->node[2]->runs[COMBA_RUN_AGAIN]);
+  for (int run = 1; run <= 2; run++) {
+    for (int i = 0; i < COUNT; i++) ((float *)x->data)[i] = 1;
+    comba_graph_forward(graph);
+    for (int i = 0; i < COUNT; i++) ((float *)y->gradient)[i] = 1;
+    comba_graph_backward(graph);
+    for (int i = 0; i < COUNT; i++) ck_assert_float_eq(state[i], (float)run);
+    const double g = 1 / (1 + exp(1.0 - run)), t = tanh(g);
+    ck_assert_float_eq_tol(((float *)x->gradient)[0], (float)((1 - t * t) * g), 1e-5f);
+  }
+  comba_graph_free(graph);
+}
+END_TEST
+
 START_TEST(wrong_shape_is_reported_by_plan) {
   comba_graph *graph = create(COMBA_GRAPH_BACKWARD);
   comba_tensor *x = comba_graph_input(graph, "x", COMBA_ACTIVATION, ACTIVATION);
@@ -169,7 +223,7 @@ END_TEST
 
 /* A random graph over tensors (ROWS, WIDTH), and the same nodes run one by one with memory of their own. Tensors 0 and 1
  * are inputs, 2 to 4 weights of linear, 5 one of rms_norm; the others are results. */
-enum { NODES = 40, INPUT_TENSORS = 2, WEIGHTS = 3, NORM = INPUT_TENSORS + WEIGHTS, FIRST_RESULT = NORM + 1 };
+enum { NODES = 40, BLOCK = 7, INPUT_TENSORS = 2, WEIGHTS = 3, NORM = INPUT_TENSORS + WEIGHTS, FIRST_RESULT = NORM + 1 };
 enum { TENSORS = FIRST_RESULT + 2 * NODES };
 
 typedef struct random_node {
@@ -306,8 +360,9 @@ typedef struct planned {
   float *weight[FIRST_RESULT], *weight_gradient[FIRST_RESULT];
 } planned;
 
-static planned build(const random_graph *g, const values *v, bool keep) {
+static planned build(const random_graph *g, const values *v, bool keep, comba_recompute recompute) {
   planned p = {.graph = create(COMBA_GRAPH_BACKWARD)};
+  comba_graph_set_recompute(p.graph, recompute);
   for (int i = 0; i < FIRST_RESULT; i++) {
     if (i < INPUT_TENSORS) {
       p.tensor[i] = comba_graph_input_with_gradient(p.graph, "x", shape_of(i));
@@ -321,6 +376,8 @@ static planned build(const random_graph *g, const values *v, bool keep) {
   for (int i = 0; i < NODES; i++) {
     const random_node *node = &g->node[i];
     comba_tensor *input[3], *more[COMBA_MAX_OUTPUTS] = {NULL};
+    if (i % BLOCK == 2) comba_graph_begin_block(p.graph);
+    if (i == NODES - 3) comba_graph_end_block(p.graph);
     for (int k = 0; k < node->inputs; k++) input[k] = p.tensor[node->input[k]];
     p.tensor[node->first_output] = comba_graph_append(p.graph, node->id, &node->attributes, node->inputs, input, more);
     if (node->outputs == 2) p.tensor[node->first_output + 1] = more[0];
@@ -364,7 +421,8 @@ static void expect_equal(const float *found, const double *expected, int64_t cou
 START_TEST(random_graph_equals_its_nodes) {
   const random_graph g = draw((uint64_t)_i);
   values expected = interpret(&g);
-  planned shared = build(&g, &expected, false), kept = build(&g, &expected, true);
+  planned shared = build(&g, &expected, false, COMBA_RECOMPUTE_NONE),
+          kept = build(&g, &expected, true, COMBA_RECOMPUTE_NONE);
   comba_graph_cost shared_cost, kept_cost;
   comba_graph_describe(shared.graph, &shared_cost);
   comba_graph_describe(kept.graph, &kept_cost);
@@ -390,11 +448,33 @@ START_TEST(random_graph_equals_its_nodes) {
 }
 END_TEST
 
-/* What is needed at one time must not lie in one place, and the arena ends where the last of it does. */
-START_TEST(storages_needed_together_lie_apart) {
+/* Values that are computed again are the same bits, and so are the gradients made of them. */
+START_TEST(random_graph_recomputed_is_the_same) {
   const random_graph g = draw((uint64_t)_i);
   values v = interpret(&g);
-  planned p = build(&g, &v, false);
+  planned plain = build(&g, &v, false, COMBA_RECOMPUTE_NONE);
+  run(&plain, &g, &v);
+  for (comba_recompute level = COMBA_RECOMPUTE_LIGHT; level <= COMBA_RECOMPUTE_BLOCK; level++) {
+    planned again = build(&g, &v, false, level);
+    for (int twice = 0; twice < 2; twice++) run(&again, &g, &v);
+    ck_assert(!memcmp(again.tensor[g.tensors - 1]->data, plain.tensor[g.tensors - 1]->data, COUNT * sizeof(float)));
+    for (int i = 0; i < FIRST_RESULT; i++)
+      if (v.gradient[i])
+        ck_assert_msg(
+            !memcmp(again.tensor[i]->gradient, plain.tensor[i]->gradient, (size_t)elements_of(i) * sizeof(float)),
+            "gradient of tensor %d depends on what is computed again", i);
+    planned_free(&again);
+  }
+  planned_free(&plain);
+  values_free(&v);
+}
+END_TEST
+
+/* What is needed at one time must not lie in one place, and the arena ends where the last of it does. */
+START_TEST(storages_needed_together_lie_apart) {
+  const random_graph g = draw((uint64_t)_i / 3);
+  values v = interpret(&g);
+  planned p = build(&g, &v, false, COMBA_RECOMPUTE_NONE + (comba_recompute)(_i % 3));
   const comba_graph *graph = p.graph;
   for (int i = 0; i < graph->storages; i++)
     for (int k = 0; k < i; k++) {
@@ -425,12 +505,15 @@ int main(void) {
   tcase_add_test(small, reshape_is_the_same_memory);
   tcase_add_test(small, result_is_stored_in_a_state);
   tcase_add_test(small, memory_is_shared);
+  tcase_add_test(small, memory_of_blocks_is_shared);
+  tcase_add_test(small, nothing_that_meets_a_state_runs_again);
   tcase_add_test(small, wrong_shape_is_reported_by_plan);
   tcase_add_test(small, missing_input_is_reported_by_plan);
   tcase_add_test(small, reshape_that_does_not_fit_is_reported);
   tcase_add_test(small, huge_tensor_is_refused);
   tcase_add_loop_test(random, random_graph_equals_its_nodes, 0, 40);
-  tcase_add_loop_test(random, storages_needed_together_lie_apart, 0, 40);
+  tcase_add_loop_test(random, random_graph_recomputed_is_the_same, 0, 40);
+  tcase_add_loop_test(random, storages_needed_together_lie_apart, 0, 3 * 20);
   suite_add_tcase(suite, small);
   suite_add_tcase(suite, random);
   return run_suite(suite);

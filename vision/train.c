@@ -15,6 +15,7 @@
 
 typedef struct options {
   comba_common_options common;
+  comba_memory_options memory;
   comba_training_options training;
   const char *config, *preset, *data;
   double epochs, validation_fraction, label_smoothing, max_bad_fraction;
@@ -48,7 +49,8 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
   switch (key) {
   case ARGP_KEY_INIT:
     state->child_inputs[0] = &o->training;
-    state->child_inputs[1] = &o->common;
+    state->child_inputs[1] = &o->memory;
+    state->child_inputs[2] = &o->common;
     break;
   case CONFIG: o->config = argument; break;
   case PRESET: o->preset = argument; break;
@@ -319,6 +321,7 @@ static comba_status run(options *o) {
   COMBA_TRY(complete_config(&s, text, source, &config));
   COMBA_TRY(split_data(&s));
   take_preset(o, o->preset ? comba_preset_find(vision_presets, o->preset) : NULL);
+  comba_memory_apply(&o->memory, &library);
   library.label_smoothing = (float)o->label_smoothing;
   COMBA_TRY(comba_config_create(&s.model, config, source, &library));
   comba_model_describe(s.model, &info);
@@ -386,7 +389,8 @@ static const struct argp_option list[] = {
      "Damaged pictures are skipped; more than this share, and more than 10, end the run (default 0.05)", 0},
     {"profile", PROFILE, 0, 0, "Print the time of each operator at the end", 0},
     {0}};
-static const struct argp_child children[] = {{&comba_training_argp, 0, 0, 0}, {&comba_common_argp, 0, 0, 0}, {0}};
+static const struct argp_child children[] = {
+    {&comba_training_argp, 0, 0, 0}, {&comba_memory_argp, 0, 0, 0}, {&comba_common_argp, 0, 0, 0}, {0}};
 const struct argp vision_train_argp = {
     list,
     parse,

@@ -161,9 +161,14 @@ static comba_status zero(void *data, size_t bytes) {
   return error == cudaSuccess ? COMBA_OK : fail(error, "clearing memory");
 }
 
+static size_t available(void) {
+  size_t free = 0, total = 0;
+  return cudaMemGetInfo(&free, &total) == cudaSuccess ? free : 0;
+}
+
 const comba_device_memory comba_cuda_device_memory[COMBA_CUDA_TYPES] = {
-    {false, allocate, allocate, release, write, read, zero},
-    {false, allocate, allocate_weights, release, write, read, zero},
+    {false, allocate, allocate, release, write, read, zero, available},
+    {false, allocate, allocate_weights, release, write, read, zero, available},
 };
 
 void comba_cuda_zero(void *data, size_t bytes) {

@@ -19,6 +19,7 @@ typedef struct comba_device_memory {
   comba_status (*write)(void *to, const void *from_host, size_t bytes);
   comba_status (*read)(void *to_host, const void *from, size_t bytes);
   comba_status (*zero)(void *data, size_t bytes);
+  size_t (*available)(void); /* bytes that can still be allocated; NULL: not known */
 } comba_device_memory;
 
 extern const comba_device_memory comba_host_memory;

@@ -28,6 +28,7 @@ void comba_graph_free(comba_graph *graph) {
   free(graph->tensor);
   free(graph->node);
   free(graph->storage);
+  free(graph->schedule);
   for (int pass = 0; pass < 2; pass++)
     if (graph->recording[pass]) graph->backend->forget(graph->recording[pass]);
   graph->backend->memory->release(graph->device_run);
@@ -62,7 +63,8 @@ static bool reserve(comba_graph *graph, void **array, int *capacity, int count, 
 int comba_graph_add_storage(comba_graph *graph, size_t bytes) {
   if (!reserve(graph, (void **)&graph->storage, &graph->storage_capacity, graph->storages, sizeof *graph->storage))
     return -1;
-  graph->storage[graph->storages] = (comba_storage){.bytes = bytes, .first = -1, .last = -1, .gradient = -1};
+  graph->storage[graph->storages] =
+      (comba_storage){.bytes = bytes, .first = -1, .last = -1, .gradient = -1, .again = -1};
   return graph->storages++;
 }
 
@@ -166,6 +168,7 @@ comba_tensor *comba_graph_append(comba_graph *graph, comba_op_id id, const void 
   graph->node[graph->nodes++] = node;
   node->id = id;
   node->op = op;
+  node->block = graph->block;
   node->attributes = copy;
   comba_signature *s = &node->signature;
   s->op = op->name;
@@ -238,6 +241,18 @@ void comba_graph_seed(comba_graph *graph, comba_tensor *tensor) {
   graph->storage[tensor->storage].keep_gradient = true;
 }
 
+void comba_graph_begin_block(comba_graph *graph) {
+  graph->block = ++graph->blocks;
+}
+
+void comba_graph_end_block(comba_graph *graph) {
+  graph->block = 0;
+}
+
+void comba_graph_set_recompute(comba_graph *graph, comba_recompute recompute) {
+  graph->recompute = recompute;
+}
+
 uint64_t comba_graph_stream(comba_graph *graph) {
   return graph->streams++;
 }
@@ -246,7 +261,8 @@ void comba_graph_bind_run(comba_graph *graph, const comba_run *run) {
   const comba_device_memory *memory = graph->backend->memory;
   graph->run = run;
   if (!memory->is_host) run = graph->device_run = memory->allocate(sizeof *run, "seed and step");
-  for (int i = 0; i < graph->nodes; i++) graph->node[i]->forward.run = graph->node[i]->backward.run = run;
+  for (int i = 0; i < graph->nodes; i++)
+    for (int kind = 0; kind < COMBA_RUNS; kind++) graph->node[i]->call[kind].run = run;
 }
 
 /* ---- Running ------------------------------------------------------------------------------------------------------- */
@@ -255,7 +271,7 @@ static bool profiling;
 static struct {
   int64_t calls;
   double seconds, flops, bytes;
-} profile[COMBA_OP_COUNT][2];
+} profile[COMBA_OP_COUNT][COMBA_RUNS];
 static const char *profile_name[COMBA_OP_COUNT];
 
 void comba_profile_enable(bool enabled) {
@@ -268,9 +284,11 @@ static double now(void) {
   return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
-static void run(const comba_graph *graph, const comba_node *node, int pass) {
-  void (*const kernel)(const comba_call *) = pass ? node->op->backward : node->op->forward;
-  const comba_call *call = pass ? &node->backward : &node->forward;
+static void run(const comba_graph *graph, const comba_step *step) {
+  const comba_node *node = graph->node[step->node];
+  const bool backward = step->kind == COMBA_RUN_BACKWARD;
+  void (*const kernel)(const comba_call *) = backward ? node->op->backward : node->op->forward;
+  const comba_call *call = &node->call[step->kind];
   if (!profiling) {
     kernel(call);
     return;
@@ -278,22 +296,21 @@ static void run(const comba_graph *graph, const comba_node *node, int pass) {
   const double start = now();
   kernel(call);
   if (!graph->backend->memory->is_host) graph->backend->memory->read(NULL, NULL, 0); /* wait */
-  profile[node->id][pass].seconds += now() - start;
-  profile[node->id][pass].calls++;
-  profile[node->id][pass].flops += pass ? node->signature.backward_flops : node->signature.forward_flops;
-  profile[node->id][pass].bytes += node->bytes[pass];
+  profile[node->id][step->kind].seconds += now() - start;
+  profile[node->id][step->kind].calls++;
+  profile[node->id][step->kind].flops += backward ? node->signature.backward_flops : node->signature.forward_flops;
+  profile[node->id][step->kind].bytes += node->bytes[step->kind];
   profile_name[node->id] = node->op->name;
 }
 
 static void run_forward(void *context) {
   const comba_graph *graph = context;
-  for (int i = 0; i < graph->nodes; i++) run(graph, graph->node[i], 0);
+  for (int i = 0; i < graph->nodes; i++) run(graph, &graph->schedule[i]);
 }
 
 static void run_backward(void *context) {
   const comba_graph *graph = context;
-  for (int i = graph->nodes - 1; i >= 0; i--)
-    if (graph->node[i]->runs_backward) run(graph, graph->node[i], 1);
+  for (int i = graph->nodes; i < graph->steps; i++) run(graph, &graph->schedule[i]);
 }
 
 static void run_pass(comba_graph *graph, int pass) {
@@ -323,14 +340,15 @@ static int by_time(const void *a, const void *b) {
 }
 
 int comba_profile_rows(comba_profile_row *rows, int capacity) {
-  comba_profile_row all[COMBA_OP_COUNT * 2];
+  static const char *const names[COMBA_RUNS] = {"forward", "backward", "again"};
+  comba_profile_row all[COMBA_PROFILE_ROWS];
   int count = 0;
   for (int id = 0; id < COMBA_OP_COUNT; id++)
-    for (int pass = 0; pass < 2; pass++)
-      if (profile[id][pass].calls)
-        all[count++] =
-            (comba_profile_row){profile_name[id],          pass ? "backward" : "forward", profile[id][pass].calls,
-                                profile[id][pass].seconds, profile[id][pass].flops,       profile[id][pass].bytes};
+    for (int kind = 0; kind < COMBA_RUNS; kind++)
+      if (profile[id][kind].calls)
+        all[count++] = (comba_profile_row){profile_name[id],        names[kind],
+                                           profile[id][kind].calls, profile[id][kind].seconds,
+                                           profile[id][kind].flops, profile[id][kind].bytes};
   qsort(all, (size_t)count, sizeof *all, by_time);
   memcpy(rows, all, (size_t)(count < capacity ? count : capacity) * sizeof *all);
   return count;

@@ -14,6 +14,7 @@
 #ifndef COMBA_CORE_GRAPH_H
 #define COMBA_CORE_GRAPH_H
 
+#include "comba.h"
 #include "core/backend.h"
 #include "core/op.h"
 
@@ -73,13 +74,23 @@ void comba_graph_seed(comba_graph *graph, comba_tensor *tensor);
 /* A number that differs for each random node of the graph, the same in every graph of one model. */
 uint64_t comba_graph_stream(comba_graph *graph);
 
-/* Decides what runs, assigns offsets, allocates the arena. Nothing is appended afterwards. */
+/* What is appended in between is a block, a layer say, whose values may be computed again for backward. */
+void comba_graph_begin_block(comba_graph *graph);
+void comba_graph_end_block(comba_graph *graph);
+/* How much backward computes again; AUTO counts as NONE. Before the graph is laid out. */
+void comba_graph_set_recompute(comba_graph *graph, comba_recompute recompute);
+
+/* Decides what runs and assigns offsets: what the graph costs is known, nothing is allocated. Nothing is appended afterwards. */
+comba_status comba_graph_layout(comba_graph *graph);
+/* The same where it has not been done, and allocates the arena. */
 comba_status comba_graph_plan(comba_graph *graph);
 
 typedef struct comba_graph_cost {
-  size_t arena_bytes;    /* peak of the plan = size of the arena */
-  size_t unshared_bytes; /* what separate buffers would take */
+  size_t arena_bytes;     /* peak of the plan = size of the arena */
+  size_t unshared_bytes;  /* what separate buffers would take */
+  size_t workspace_bytes; /* the largest scratch of one call, part of the arena */
   double forward_flops, backward_flops;
+  double again_flops; /* of forward computed again */
   int nodes;
 } comba_graph_cost;
 void comba_graph_describe(const comba_graph *graph, comba_graph_cost *cost);
@@ -92,11 +103,12 @@ void comba_graph_backward(comba_graph *graph);
 /* Time by operator since the process started, over all graphs; off until comba_profile_enable. */
 typedef struct comba_profile_row {
   const char *op;
-  const char *pass; /* "forward" or "backward" */
+  const char *pass; /* "forward", "backward" or "again" */
   int64_t calls;
   double seconds, flops, bytes;
 } comba_profile_row;
 void comba_profile_enable(bool enabled);
+enum { COMBA_PROFILE_ROWS = 3 * COMBA_OP_COUNT };
 /* Fills in up to `capacity` rows with calls > 0, the slowest first; returns how many there are. */
 int comba_profile_rows(comba_profile_row *rows, int capacity);
 

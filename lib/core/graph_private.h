@@ -5,16 +5,26 @@
 #include "core/graph.h"
 
 /* A piece of memory: of a value (shared by its views), a gradient, a saved tensor or a workspace. It is needed from time
- * `first` to `last`; time runs over the forward nodes, then over the backward nodes in reverse. */
+ * `first` to `last`; time is the place in the schedule. */
 typedef struct comba_storage {
   size_t bytes, offset;
   int first, last; /* -1: never needed */
   int gradient;    /* storage of the gradient, -1 without one */
+  int again;       /* storage of the same value when it is computed again for backward, -1 where it is not */
   bool external;   /* the caller's memory, `data` */
   bool whole_life, keep, seed, keep_gradient;
-  bool written; /* while planning: a gradient that a node has written already */
+  bool written;      /* while planning: a gradient that a node has written already */
+  bool held, wanted; /* likewise: a value that stays until backward, one that backward reads */
   void *data;
 } comba_storage;
+
+/* The ways in which a node runs; AGAIN is forward once more, during backward. */
+typedef enum comba_run_kind { COMBA_RUN_FORWARD, COMBA_RUN_BACKWARD, COMBA_RUN_AGAIN, COMBA_RUNS } comba_run_kind;
+
+typedef struct comba_step {
+  int node;
+  comba_run_kind kind;
+} comba_step;
 
 typedef struct comba_node {
   comba_op_id id;
@@ -22,11 +32,12 @@ typedef struct comba_node {
   void *attributes;
   comba_signature signature;
   comba_tensor *input[COMBA_MAX_INPUTS], *output[COMBA_MAX_OUTPUTS];
-  bool runs_backward;
-  comba_call forward, backward;
-  double bytes[2]; /* moved by forward and backward, counting each operand once */
+  int block; /* 0: none */
+  bool runs[COMBA_RUNS];
+  comba_call call[COMBA_RUNS];
+  double bytes[COMBA_RUNS]; /* moved, counting each operand once */
   /* while planning */
-  int saved[COMBA_MAX_SAVED], workspace[2];
+  int saved[COMBA_MAX_SAVED], workspace[COMBA_RUNS];
 } comba_node;
 
 struct comba_graph {
@@ -39,6 +50,10 @@ struct comba_graph {
   comba_storage *storage;
   int tensors, tensor_capacity, nodes, node_capacity, storages, storage_capacity;
   uint64_t streams;
+  int block, blocks; /* that nodes are appended to, and how many there were */
+  comba_recompute recompute;
+  comba_step *schedule; /* forward of every node, then what backward runs */
+  int steps;
   void *arena;
   const comba_run *run; /* the caller's */
   void *device_run;     /* what kernels read where that is out of their reach */
@@ -46,6 +61,8 @@ struct comba_graph {
   comba_graph_cost cost;
 };
 
+/* Decides which nodes run again, gives what they write its second storage, and makes the schedule. */
+comba_status comba_graph_schedule(comba_graph *graph);
 /* Appends a storage; -1 with the graph failed if there is no memory. */
 int comba_graph_add_storage(comba_graph *graph, size_t bytes);
 

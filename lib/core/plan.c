@@ -1,7 +1,7 @@
 /* Planning a graph: which nodes run backward, how long each piece of memory is needed, and where it lies in one arena.
  *
- * Time: forward of node i is i, its backward 2n - 1 - i. Two storages whose intervals do not meet may share bytes. Offsets
- * are assigned greedily, largest storage first, each at the lowest offset that is free during its whole interval. */
+ * Time is the place in the schedule (recompute.c). Two storages whose intervals do not meet may share bytes. Offsets are
+ * assigned greedily, largest storage first, each at the lowest offset that is free during its whole interval. */
 #include "core/graph_private.h"
 
 #include <stdlib.h>
@@ -24,7 +24,8 @@ static int gradient_storage(comba_graph *graph, int storage) {
   return graph->storage[storage].gradient;
 }
 
-/* Marks the nodes whose backward runs, and for each input gradient whether it is the first to be written. */
+/* Marks the nodes whose backward runs, and for each input gradient whether it is the first to be written. Until resolve(),
+ * data that is not NULL says of a gradient that it is there. */
 static comba_status derive_backward(comba_graph *graph) {
   for (int i = 0; i < graph->storages; i++) {
     if (!graph->storage[i].seed) continue;
@@ -32,81 +33,104 @@ static comba_status derive_backward(comba_graph *graph) {
     if (gradient < 0) return comba_graph_status(graph);
     graph->storage[gradient].written = true;
   }
-  const int end = 2 * graph->nodes;
   for (int i = graph->nodes - 1; i >= 0; i--) {
     comba_node *node = graph->node[i];
-    const int time = end - 1 - i;
+    comba_call *call = &node->call[COMBA_RUN_BACKWARD];
     bool reached = false, wanted = false;
     for (int k = 0; k < node->signature.outputs; k++) {
       const int gradient = graph->storage[node->output[k]->storage].gradient;
       reached |= node->output[k]->needs_gradient && gradient >= 0 && graph->storage[gradient].written;
     }
     for (int k = 0; k < node->signature.inputs; k++) wanted |= node->input[k] && node->input[k]->needs_gradient;
-    node->runs_backward = reached && wanted && node->op->backward;
-    if (!node->runs_backward) continue;
+    node->runs[COMBA_RUN_FORWARD] = true;
+    node->runs[COMBA_RUN_BACKWARD] = reached && wanted && node->op->backward;
+    if (!node->runs[COMBA_RUN_BACKWARD]) continue;
     for (int k = 0; k < node->signature.outputs; k++) {
       const int gradient = graph->storage[node->output[k]->storage].gradient;
-      if (gradient < 0 || !graph->storage[gradient].written) continue;
-      need(graph, gradient, time);
-      node->backward.output_gradient[k].data = graph; /* replaced by the address in resolve() */
+      if (gradient >= 0 && graph->storage[gradient].written) call->output_gradient[k].data = graph;
     }
     for (int k = 0; k < node->signature.inputs; k++) {
       if (!node->input[k] || !node->input[k]->needs_gradient) continue;
       const int gradient = gradient_storage(graph, node->input[k]->storage);
       if (gradient < 0) return comba_graph_status(graph);
       comba_storage *s = &graph->storage[gradient];
-      node->backward.accumulate[k] = s->written || s->external;
+      call->accumulate[k] = s->written || s->external;
+      call->input_gradient[k].data = graph;
       s->written = true;
-      need(graph, gradient, time);
-      node->backward.input_gradient[k].data = graph;
     }
   }
   return COMBA_OK;
 }
 
-static comba_status measure_lifetimes(comba_graph *graph) {
-  const int end = 2 * graph->nodes;
+static comba_status add_saved(comba_graph *graph) {
   const size_t real_size = graph->backend->size[COMBA_STATE];
   for (int i = 0; i < graph->nodes; i++) {
     comba_node *node = graph->node[i];
-    const comba_signature *s = &node->signature;
-    const int times[2] = {i, end - 1 - i};
-    const int64_t workspace[2] = {s->forward_workspace, s->backward_workspace};
-    for (int pass = 0; pass <= node->runs_backward; pass++) {
-      for (int k = 0; k < s->inputs; k++)
-        if (node->input[k] && (!pass || node->op->backward_inputs >> k & 1))
-          need(graph, node->input[k]->storage, times[pass]);
-      for (int k = 0; k < s->outputs; k++)
-        if (!pass || node->op->backward_outputs >> k & 1) need(graph, node->output[k]->storage, times[pass]);
-      node->workspace[pass] = -1;
-      if (!workspace[pass]) continue;
-      node->workspace[pass] = comba_graph_add_storage(graph, (size_t)workspace[pass] * real_size);
-      if (node->workspace[pass] < 0) return comba_graph_status(graph);
-      need(graph, node->workspace[pass], times[pass]);
-    }
-    for (int k = 0; k < s->saved; k++) {
+    for (int k = 0; k < node->signature.saved; k++) {
       node->saved[k] = -1;
-      if (!node->runs_backward) continue;
-      node->saved[k] = comba_graph_add_storage(graph, (size_t)comba_shape_elements(&s->saved_shape[k]) * real_size);
+      if (!node->runs[COMBA_RUN_BACKWARD]) continue;
+      node->saved[k] =
+          comba_graph_add_storage(graph, (size_t)comba_shape_elements(&node->signature.saved_shape[k]) * real_size);
       if (node->saved[k] < 0) return comba_graph_status(graph);
-      need(graph, node->saved[k], times[0]);
-      need(graph, node->saved[k], times[1]);
     }
   }
+  return COMBA_OK;
+}
+
+/* Where a value lies that a run of this kind reads or writes. */
+static int place(const comba_graph *graph, int storage, comba_run_kind kind) {
+  return kind != COMBA_RUN_FORWARD && graph->storage[storage].again >= 0 ? graph->storage[storage].again : storage;
+}
+
+static comba_status add_workspace(comba_graph *graph, comba_node *node, comba_run_kind kind) {
+  const int64_t size =
+      kind == COMBA_RUN_BACKWARD ? node->signature.backward_workspace : node->signature.forward_workspace;
+  const size_t bytes = (size_t)size * graph->backend->size[COMBA_STATE];
+  node->workspace[kind] = bytes ? comba_graph_add_storage(graph, bytes) : -1;
+  if (bytes > graph->cost.workspace_bytes) graph->cost.workspace_bytes = bytes;
+  return comba_graph_status(graph);
+}
+
+static comba_status measure_lifetimes(comba_graph *graph) {
+  comba_status status = COMBA_OK;
+  for (int time = 0; time < graph->steps; time++) {
+    const comba_run_kind kind = graph->schedule[time].kind;
+    comba_node *node = graph->node[graph->schedule[time].node];
+    const comba_signature *s = &node->signature;
+    const bool backward = kind == COMBA_RUN_BACKWARD;
+    COMBA_TRY(add_workspace(graph, node, kind));
+    if (node->workspace[kind] >= 0) need(graph, node->workspace[kind], time);
+    for (int k = 0; k < s->inputs; k++) {
+      if (!node->input[k]) continue;
+      if (!backward || node->op->backward_inputs >> k & 1)
+        need(graph, place(graph, node->input[k]->storage, kind), time);
+      if (backward && node->call[kind].input_gradient[k].data)
+        need(graph, graph->storage[node->input[k]->storage].gradient, time);
+    }
+    for (int k = 0; k < s->outputs; k++) {
+      if (!backward || node->op->backward_outputs >> k & 1)
+        need(graph, place(graph, node->output[k]->storage, kind), time);
+      if (backward && node->call[kind].output_gradient[k].data)
+        need(graph, graph->storage[node->output[k]->storage].gradient, time);
+    }
+    for (int k = 0; k < s->saved; k++)
+      if (node->saved[k] >= 0) need(graph, place(graph, node->saved[k], kind), time);
+  }
   for (int i = 0; i < graph->storages; i++) {
+    const int gradient = graph->storage[i].gradient, end = graph->steps;
     if (graph->storage[i].whole_life) {
       need(graph, i, 0);
       need(graph, i, end);
     }
     if (graph->storage[i].keep && graph->storage[i].first >= 0) need(graph, i, end);
-    const int gradient = graph->storage[i].gradient;
     if (graph->storage[i].keep_gradient &&
         gradient >= 0) { /* the caller writes a seed at any time before, reads it after */
       need(graph, gradient, 0);
       need(graph, gradient, end);
     }
   }
-  return COMBA_OK;
+cleanup:
+  return status;
 }
 
 typedef struct placement {
@@ -167,56 +191,79 @@ static void *address(const comba_graph *graph, int storage) {
   return s->first < 0 ? NULL : (char *)graph->arena + s->offset;
 }
 
+/* The operands of a node where it runs in this way, and the bytes that it moves. */
+static void resolve_call(const comba_graph *graph, comba_node *node, comba_run_kind kind) {
+  const comba_signature *s = &node->signature;
+  const size_t *size = graph->backend->size;
+  comba_call *call = &node->call[kind];
+  const bool backward = kind == COMBA_RUN_BACKWARD;
+  double *moved = &node->bytes[kind];
+  call->attributes = node->attributes;
+  for (int k = 0; k < s->inputs; k++) {
+    const comba_tensor *input = node->input[k];
+    if (!input) continue;
+    const double bytes = (double)comba_shape_elements(&s->input[k]) * (double)size[input->kind];
+    const bool gradient = call->input_gradient[k].data;
+    call->input[k] = (comba_view){address(graph, place(graph, input->storage, kind)), s->input[k]};
+    if (gradient) call->input_gradient[k] = (comba_view){input->gradient, s->input[k]};
+    *moved += bytes * (!backward || node->op->backward_inputs >> k & 1);
+    *moved += bytes * (gradient * (1 + call->accumulate[k]));
+  }
+  for (int k = 0; k < s->outputs; k++) {
+    const comba_tensor *output = node->output[k];
+    const double bytes = (double)comba_shape_elements(&s->output[k]) * (double)size[output->kind];
+    const bool gradient = call->output_gradient[k].data;
+    call->output[k] = (comba_view){address(graph, place(graph, output->storage, kind)), s->output[k]};
+    call->output_gradient[k] = (comba_view){gradient ? output->gradient : NULL, s->output[k]};
+    *moved += bytes * ((!backward || node->op->backward_outputs >> k & 1) + gradient);
+  }
+  for (int k = 0; k < s->saved; k++)
+    call->saved[k] =
+        (comba_view){node->saved[k] < 0 ? NULL : address(graph, place(graph, node->saved[k], kind)), s->saved_shape[k]};
+  call->workspace = address(graph, node->workspace[kind]);
+}
+
 static void resolve(comba_graph *graph) {
   for (int i = 0; i < graph->tensors; i++) {
     comba_tensor *tensor = graph->tensor[i];
     tensor->data = address(graph, tensor->storage);
     tensor->gradient = address(graph, graph->storage[tensor->storage].gradient);
   }
-  for (int i = 0; i < graph->nodes; i++) {
-    comba_node *node = graph->node[i];
-    const comba_signature *s = &node->signature;
-    comba_call *forward = &node->forward, *backward = &node->backward;
-    forward->attributes = backward->attributes = node->attributes;
-    const size_t *size = graph->backend->size;
-    for (int k = 0; k < s->inputs; k++) {
-      if (!node->input[k]) continue;
-      const double bytes = (double)comba_shape_elements(&s->input[k]) * (double)size[node->input[k]->kind];
-      const bool gradient = backward->input_gradient[k].data;
-      forward->input[k] = backward->input[k] = (comba_view){node->input[k]->data, s->input[k]};
-      if (gradient) backward->input_gradient[k] = (comba_view){node->input[k]->gradient, s->input[k]};
-      node->bytes[0] += bytes;
-      node->bytes[1] += bytes * ((node->op->backward_inputs >> k & 1) + gradient * (1 + backward->accumulate[k]));
-    }
-    for (int k = 0; k < s->outputs; k++) {
-      const double bytes = (double)comba_shape_elements(&s->output[k]) * (double)size[node->output[k]->kind];
-      const bool gradient = backward->output_gradient[k].data;
-      forward->output[k] = backward->output[k] = (comba_view){node->output[k]->data, s->output[k]};
-      backward->output_gradient[k] = (comba_view){gradient ? node->output[k]->gradient : NULL, s->output[k]};
-      node->bytes[0] += bytes;
-      node->bytes[1] += bytes * ((node->op->backward_outputs >> k & 1) + gradient);
-    }
-    for (int k = 0; k < s->saved; k++)
-      forward->saved[k] = backward->saved[k] = (comba_view){address(graph, node->saved[k]), s->saved_shape[k]};
-    forward->workspace = address(graph, node->workspace[0]);
-    if (node->runs_backward) backward->workspace = address(graph, node->workspace[1]);
-    graph->cost.forward_flops += s->forward_flops;
-    if (node->runs_backward) graph->cost.backward_flops += s->backward_flops;
-  }
+  for (int i = 0; i < graph->nodes; i++)
+    for (int kind = 0; kind < COMBA_RUNS; kind++)
+      if (graph->node[i]->runs[kind]) resolve_call(graph, graph->node[i], kind);
 }
 
-comba_status comba_graph_plan(comba_graph *graph) {
+static void count_flops(comba_graph *graph) {
+  for (int i = 0; i < graph->nodes; i++) {
+    const comba_node *node = graph->node[i];
+    graph->cost.forward_flops += node->signature.forward_flops;
+    if (node->runs[COMBA_RUN_BACKWARD]) graph->cost.backward_flops += node->signature.backward_flops;
+    if (node->runs[COMBA_RUN_AGAIN]) graph->cost.again_flops += node->signature.forward_flops;
+  }
+  graph->cost.nodes = graph->nodes;
+}
+
+comba_status comba_graph_layout(comba_graph *graph) {
   comba_status status = comba_graph_status(graph);
   if (status != COMBA_OK) return status;
   COMBA_TRY(derive_backward(graph));
+  COMBA_TRY(add_saved(graph));
+  COMBA_TRY(comba_graph_schedule(graph));
   COMBA_TRY(measure_lifetimes(graph));
   COMBA_TRY(assign_offsets(graph));
-  graph->arena = graph->backend->memory->allocate(graph->cost.arena_bytes, "the arena of a graph");
-  if (!graph->arena) return COMBA_ERROR_MEMORY;
-  graph->cost.nodes = graph->nodes;
-  resolve(graph);
+  count_flops(graph);
 cleanup:
   return status;
+}
+
+comba_status comba_graph_plan(comba_graph *graph) {
+  const comba_status status = graph->schedule ? COMBA_OK : comba_graph_layout(graph);
+  if (status != COMBA_OK) return status;
+  graph->arena = graph->backend->memory->allocate(graph->cost.arena_bytes, "the arena of a graph");
+  if (!graph->arena) return COMBA_ERROR_MEMORY;
+  resolve(graph);
+  return COMBA_OK;
 }
 
 void comba_graph_describe(const comba_graph *graph, comba_graph_cost *cost) {

@@ -71,11 +71,13 @@ static comba_tensor *mlp(comba_build *build, comba_tensor *x) {
 
 static void build_layer(comba_build *build, int64_t layer, stream *s) {
   const size_t length = comba_build_enter(build, "layers.%lld", (long long)layer);
+  comba_graph_begin_block(build->graph);
   const comba_block *block = build->config->mixer->block;
   if (block && layer == 0) s->x = block->enter(build, build->config->mixer_config, s->x);
   s->branch =
       comba_build_layer_mixer(build, layer, norm(build, comba_mixer_names(build->config->mixer)->mixer_norm, s));
   if (build->config->use_mlp) s->branch = mlp(build, norm(build, block ? block->mlp_norm : "mlp_norm", s));
+  comba_graph_end_block(build->graph);
   comba_build_leave(build, length);
 }
 

@@ -8,6 +8,7 @@
 typedef struct comba_plan {
   comba_pass pass;
   int64_t batch, length, sequences; /* length: tokens, or the side of a picture; sequences: of cu_seqlens, 0 without */
+  comba_recompute recompute;        /* chosen, not AUTO */
   comba_graph *graph;
   comba_tensor *input_ids, *pixel_values, *targets, *cu_seqlens, *position;
   comba_tensor *logits, *loss, *row_losses;
@@ -49,9 +50,15 @@ bool comba_layer_attends(const comba_config *config, int64_t layer);
 
 /* Token-by-token loss of the last forward, in nats, 0 where ignored: (B,T) or (B). */
 const float *comba_model_row_losses(const comba_model *model);
-/* Memory and FLOPs of the plan for one training step of this size. */
+/* Memory and FLOPs of the plan for one pass of this size, and the level of recomputing it was made with. */
 comba_status comba_model_cost(comba_model *model, comba_pass pass, int64_t batch, int64_t length,
-                              comba_graph_cost *cost);
+                              comba_graph_cost *cost, comba_recompute *recompute);
+
+/* What a model in training takes besides the arenas of its plans. */
+typedef struct comba_model_bytes {
+  size_t weights, narrow_weights, gradients, moments; /* narrow: the copy that products read */
+} comba_model_bytes;
+void comba_model_bytes_of(const comba_model *model, comba_model_bytes *bytes);
 
 /* How much each class counts in a vision model's loss in training; copies (num_classes). Before the first forward. */
 comba_status comba_model_set_class_weights(comba_model *model, const float *weights);

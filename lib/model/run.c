@@ -4,10 +4,11 @@
 
 #include "model/model_private.h"
 
-static comba_status make_plan(comba_model *model, comba_plan *plan) {
+static comba_status lay_out(comba_model *model, comba_plan *plan, comba_recompute recompute) {
   const bool training = plan->pass == COMBA_PASS_TRAIN;
   comba_status status = comba_graph_create(&plan->graph, model->backend, training ? COMBA_GRAPH_BACKWARD : 0);
   if (status != COMBA_OK) return status;
+  comba_graph_set_recompute(plan->graph, recompute);
   comba_build build = comba_model_build_context(model, plan->graph);
   build.batch = plan->batch;
   build.length = plan->length;
@@ -16,16 +17,72 @@ static comba_status make_plan(comba_model *model, comba_plan *plan) {
     comba_vision_build(&build, plan);
   else
     comba_language_build(&build, plan);
+  plan->recompute = recompute;
+  return comba_graph_layout(plan->graph);
+}
+
+void comba_model_bytes_of(const comba_model *model, comba_model_bytes *bytes) {
+  size_t elements = 0;
+  for (int i = 0; i < COMBA_SLABS; i++) elements += (size_t)model->parameters.slab[i].elements;
+  *bytes = (comba_model_bytes){.weights = elements * sizeof(float),
+                               .gradients = elements * sizeof(float),
+                               .moments = 2 * elements * sizeof(float)};
+  const size_t activation = model->backend->size[COMBA_ACTIVATION];
+  if (activation < sizeof(float)) bytes->narrow_weights = elements * activation;
+}
+
+static size_t less(size_t bytes, size_t taken) {
+  return bytes > taken ? bytes - taken : 0;
+}
+
+/* Bytes that the arena of a training plan may take; arenas of other plans give way to it. */
+static size_t room(const comba_model *model) {
+  const comba_device_memory *memory = model->backend->memory;
+  comba_model_bytes bytes;
+  comba_model_bytes_of(model, &bytes);
+  if (model->options.memory)
+    return less(model->options.memory, bytes.weights + bytes.narrow_weights + bytes.gradients + bytes.moments);
+  if (!memory->available) return SIZE_MAX;
+  size_t available = memory->available();
+  for (int i = 0; i < COMBA_MAX_PLANS; i++) {
+    comba_graph_cost cost = {0};
+    if (model->plan[i].graph) comba_graph_describe(model->plan[i].graph, &cost);
+    available += cost.arena_bytes;
+  }
+  return model->parameters.slab[0].data[COMBA_ARRAY_MOMENT1] ? available : less(available, bytes.moments);
+}
+
+static comba_status make_plan(comba_model *model, comba_plan *plan) {
+  const bool training = plan->pass == COMBA_PASS_TRAIN;
+  const comba_plan wanted = *plan;
+  const comba_recompute asked = training ? model->options.recompute : COMBA_RECOMPUTE_NONE;
+  const size_t most = asked == COMBA_RECOMPUTE_AUTO ? room(model) : SIZE_MAX;
+  comba_recompute level = asked == COMBA_RECOMPUTE_AUTO ? COMBA_RECOMPUTE_NONE : asked;
+  comba_status status = COMBA_OK;
+  for (;; level++) {
+    comba_graph_cost cost = {0};
+    COMBA_TRY(lay_out(model, plan, level));
+    comba_graph_describe(plan->graph, &cost);
+    if (asked != COMBA_RECOMPUTE_AUTO || level == COMBA_RECOMPUTE_BLOCK || cost.arena_bytes <= most) break;
+    comba_graph_free(plan->graph);
+    *plan = wanted;
+  }
   COMBA_TRY(comba_graph_plan(plan->graph));
   comba_graph_bind_run(plan->graph, training ? &model->training_run : &model->evaluation_run);
   return COMBA_OK;
 cleanup:
   comba_graph_free(plan->graph);
-  *plan = (comba_plan){0};
+  *plan = wanted;
   return status;
 }
 
-/* The plan of this size; the one unused for longest makes room for a new one. */
+static void drop_plan(comba_model *model, comba_plan *plan) {
+  if (model->current == plan) model->current = NULL;
+  comba_graph_free(plan->graph);
+  *plan = (comba_plan){0};
+}
+
+/* The plan of this size; the one unused for longest makes room for a new one, and the others too where memory is short. */
 static comba_status find_plan(comba_model *model, comba_pass pass, int64_t batch, int64_t length, int64_t sequences,
                               comba_plan **out) {
   comba_plan *oldest = &model->plan[0];
@@ -39,11 +96,23 @@ static comba_status find_plan(comba_model *model, comba_pass pass, int64_t batch
     }
     if (plan->last_use < oldest->last_use) oldest = plan;
   }
-  if (model->current == oldest) model->current = NULL;
-  comba_graph_free(oldest->graph);
-  *oldest = (comba_plan){.pass = pass, .batch = batch, .length = length, .sequences = sequences};
-  const comba_status status = make_plan(model, oldest);
-  if (status != COMBA_OK) return status;
+  drop_plan(model, oldest);
+  const comba_plan wanted = {.pass = pass, .batch = batch, .length = length, .sequences = sequences};
+  *oldest = wanted;
+  comba_status status = make_plan(model, oldest);
+  bool others = false;
+  for (int i = 0; status == COMBA_ERROR_MEMORY && i < COMBA_MAX_PLANS; i++) {
+    others |= model->plan[i].graph != NULL;
+    drop_plan(model, &model->plan[i]);
+  }
+  if (others) {
+    *oldest = wanted;
+    status = make_plan(model, oldest);
+  }
+  if (status != COMBA_OK) {
+    *oldest = (comba_plan){0};
+    return status;
+  }
   oldest->last_use = ++model->uses;
   *out = oldest;
   return COMBA_OK;
@@ -186,12 +255,14 @@ comba_status comba_model_backward(comba_model *model, float scale) {
 }
 
 comba_status comba_model_cost(comba_model *model, comba_pass pass, int64_t batch, int64_t length,
-                              comba_graph_cost *cost) {
+                              comba_graph_cost *cost, comba_recompute *recompute) {
   comba_plan *plan = NULL;
   const comba_status status = find_plan(
       model, pass, batch, model->config->kind == COMBA_KIND_VISION ? model->config->image_size : length, 0, &plan);
-  if (status == COMBA_OK) comba_graph_describe(plan->graph, cost);
-  return status;
+  if (status != COMBA_OK) return status;
+  comba_graph_describe(plan->graph, cost);
+  if (recompute) *recompute = plan->recompute;
+  return COMBA_OK;
 }
 
 uint64_t comba_model_training_passes(const comba_model *model) {

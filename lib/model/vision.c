@@ -168,6 +168,7 @@ void comba_vision_build(comba_build *build, comba_plan *plan) {
   for (int64_t layer = 0; layer < layers; layer++) {
     const double drop_path = layers > 1 ? config->drop_path_rate * (double)layer / (double)(layers - 1) : 0;
     const size_t inner = comba_build_enter(build, "encoder.blocks.%lld", (long long)layer);
+    comba_graph_begin_block(graph);
     x = residual(build, x, mix(build, layer, norm(build, "ln_1", x), g), drop_path);
     x = residual(build, x, mlp(build, norm(build, "ln_2", x)), drop_path);
     comba_build_leave(build, inner);
@@ -177,6 +178,7 @@ void comba_vision_build(comba_build *build, comba_plan *plan) {
       if (build->first_value)
         build->first_value = comba_scan_order(graph, build->first_value, order, g.height, g.width);
     }
+    comba_graph_end_block(graph);
   }
   x = pool(build, norm(build, "layernorm", x));
   comba_build_leave(build, length);

@@ -43,7 +43,7 @@ comba_status comba_describe_model(comba_model *model, int64_t batch, int64_t len
   comba_graph_cost cost;
   bool grows;
   comba_model_describe(model, &info);
-  const comba_status status = comba_model_cost(model, COMBA_PASS_TRAIN, batch, length, &cost);
+  const comba_status status = comba_model_cost(model, COMBA_PASS_TRAIN, batch, length, &cost, NULL);
   if (status != COMBA_OK) return status;
   const double state = state_bytes(config, &grows), weights = (double)info.parameters * sizeof(float);
   if (json) {
@@ -120,8 +120,8 @@ comba_status comba_describe_fields(const char *model_type) {
 }
 
 void comba_describe_profile(void) {
-  comba_profile_row rows[2 * COMBA_OP_COUNT];
-  const int count = comba_profile_rows(rows, 2 * COMBA_OP_COUNT);
+  comba_profile_row rows[COMBA_PROFILE_ROWS];
+  const int count = comba_profile_rows(rows, COMBA_PROFILE_ROWS);
   double total = 0;
   for (int i = 0; i < count; i++) total += rows[i].seconds;
   fprintf(stderr, "%-20s %-8s %10s %10s %7s %9s %9s\n", "operator", "pass", "calls", "seconds", "share", "GFLOP/s",

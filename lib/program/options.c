@@ -142,6 +142,39 @@ comba_options comba_common_apply(const comba_common_options *common) {
   return options;
 }
 
+const char *const comba_recompute_names[] = {"auto", "none", "light", "block", NULL};
+
+enum { RECOMPUTE = 0x3000, MEMORY };
+static const struct argp_option memory_options[] = {
+    {0, 0, 0, 0, "Memory:", 80},
+    {"recompute", RECOMPUTE, "auto|none|light|block", 0,
+     "What backward computes again instead of keeping it: nothing, the results of cheap operators (norms, activations, "
+     "convolutions), or whole layers; the results are the same bits. auto: the least that fits into --memory, or into "
+     "what "
+     "the GPU has free; on the CPU none (default auto)",
+     0},
+    {"memory", MEMORY, "GIB", 0, "Memory that training may take (default: what the GPU has free)", 0},
+    {0}};
+
+static error_t parse_memory(int key, char *argument, struct argp_state *state) {
+  comba_memory_options *memory = state->input;
+  switch (key) {
+  case RECOMPUTE:
+    memory->recompute = (comba_recompute)comba_option_choice(state, "--recompute", argument, comba_recompute_names);
+    break;
+  case MEMORY: memory->gib = comba_option_number(state, "--memory", argument, 0.001, 1e6); break;
+  default: return ARGP_ERR_UNKNOWN;
+  }
+  return 0;
+}
+
+const struct argp comba_memory_argp = {.options = memory_options, .parser = parse_memory};
+
+void comba_memory_apply(const comba_memory_options *memory, comba_options *options) {
+  options->recompute = memory->recompute;
+  options->memory = (uint64_t)(memory->gib * 1024 * 1024 * 1024);
+}
+
 void comba_options_parse(const struct argp *argp, int argc, char **argv, void *input) {
   if (argp_parse(argp, argc, argv, 0, NULL, input)) exit(COMBA_EXIT_USAGE);
 }

@@ -38,6 +38,15 @@ comba_common_options comba_common_defaults(void);
 /* Sets the number of threads and gives library options; exits with a message if the device is not available. */
 comba_options comba_common_apply(const comba_common_options *common);
 
+/* --recompute --memory: for argp_child tables of what makes training plans; the input is a comba_memory_options, zero before. */
+typedef struct comba_memory_options {
+  comba_recompute recompute;
+  double gib; /* 0: not given */
+} comba_memory_options;
+extern const struct argp comba_memory_argp;
+void comba_memory_apply(const comba_memory_options *memory, comba_options *options);
+extern const char *const comba_recompute_names[]; /* by comba_recompute; NULL at the end */
+
 /* Parses the whole command line of a subcommand; wrong usage ends the process with COMBA_EXIT_USAGE. */
 void comba_options_parse(const struct argp *argp, int argc, char **argv, void *input);
 

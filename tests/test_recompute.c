@@ -1,0 +1,165 @@
+/* Computing activations again in the backward pass: the same loss, gradients and weights to the last bit in less memory, for
+ * every mixer in a language and in a vision model; and the level that is chosen for the memory given. */
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "mixers/mixer.h"
+#include "model/model_private.h"
+#include "model_case.h"
+
+enum { B = 2, T = 70, VOCABULARY = 31, SIDE = 12, CLASSES = 5, LAYERS = 6, STEPS = 2, CONFIG_TEXT = 512 };
+enum { MIXERS = 24 }; /* more than there are: the rest ends at once */
+
+static const char *mixer(int index) {
+  for (int i = 0; i < index; i++)
+    if (!comba_mixer_table[i]) return NULL;
+  return comba_mixer_table[index] ? comba_mixer_table[index]->model_type : NULL;
+}
+
+/* Six layers: RWKV-7's later ones read the first one's values, and one layer attends. */
+static void language_config(const char *name, char text[CONFIG_TEXT]) {
+  snprintf(
+      text, CONFIG_TEXT,
+      "{\"model_type\": \"%s\", \"vocab_size\": %d, \"hidden_size\": 32, \"num_hidden_layers\": %d, \"num_heads\": 2, "
+      "\"head_dim\": 16, \"expand_v\": 1, \"expand_k\": 1, \"expand_ratio\": 16, \"state_size\": 16, \"attn\": "
+      "{\"layers\": [1], \"num_heads\": 2}}",
+      name, VOCABULARY, LAYERS);
+}
+
+/* Everything that draws by node and step. */
+static void vision_config(const char *name, char text[CONFIG_TEXT]) {
+  snprintf(text, CONFIG_TEXT,
+           "{\"model_type\": \"%s_vision\", \"hidden_size\": 32, \"num_hidden_layers\": %d, \"num_heads\": 2, "
+           "\"head_dim\": 16, "
+           "\"expand_v\": 1, \"expand_k\": 1, \"expand_ratio\": 16, \"state_size\": 16, \"image_size\": %d, "
+           "\"patch_size\": 2, \"num_classes\": %d, "
+           "\"hidden_dropout_prob\": 0.2, \"drop_path_rate\": 0.3, \"train_scan_type\": \"random-scan\"}",
+           name, LAYERS, SIDE, CLASSES);
+}
+
+static comba_options options_with(comba_recompute recompute, uint64_t memory) {
+  comba_options options;
+  comba_options_default(&options);
+  options.device = COMBA_DEVICE_CPU;
+  options.recompute = recompute;
+  options.memory = memory;
+  return options;
+}
+
+/* What a few steps leave. */
+typedef struct outcome {
+  float loss[STEPS];
+  float *weights, *gradients;
+  int64_t count;
+  comba_graph_cost cost;
+} outcome;
+
+static outcome train(const char *config, comba_recompute level) {
+  const comba_options options = options_with(level, 0);
+  static const int32_t labels[B] = {4, 1};
+  static float pixels[B * 3 * SIDE * SIDE];
+  comba_model *model = model_case_create(config, &options);
+  comba_recompute used;
+  outcome result;
+  int32_t *ids = model_case_tokens(B * T, VOCABULARY, 1);
+  for (size_t i = 0; i < sizeof pixels / sizeof *pixels; i++) pixels[i] = (float)comba_random_normal(2, 0, i);
+  const bool vision = strstr(config, "_vision") != NULL;
+  const comba_batch batch = vision ? (comba_batch){.batch = B, .pixel_values = pixels, .labels = labels}
+                                   : (comba_batch){.batch = B, .length = T, .input_ids = ids};
+  for (int step = 0; step < STEPS; step++) {
+    comba_model_zero_gradient(model);
+    ck_assert_done(comba_model_forward(model, &batch, COMBA_PASS_TRAIN, &result.loss[step]));
+    ck_assert_done(comba_model_backward(model, 1));
+    ck_assert_done(comba_model_step(model, NULL, NULL));
+  }
+  result.weights = model_case_weights(model, &result.count);
+  result.gradients = model_case_gradients(model, &result.count);
+  ck_assert_done(comba_model_cost(model, COMBA_PASS_TRAIN, B, T, &result.cost, &used));
+  ck_assert_int_eq(used, level);
+  free(ids);
+  comba_model_free(model);
+  return result;
+}
+
+static void check_levels(const char *config) {
+  const outcome plain = train(config, COMBA_RECOMPUTE_NONE);
+  size_t arena = plain.cost.arena_bytes;
+  ck_assert_double_eq(plain.cost.again_flops, 0);
+  for (comba_recompute level = COMBA_RECOMPUTE_LIGHT; level <= COMBA_RECOMPUTE_BLOCK; level++) {
+    const outcome again = train(config, level);
+    const size_t bytes = (size_t)plain.count * sizeof(float);
+    ck_assert_msg(!memcmp(again.loss, plain.loss, sizeof plain.loss), "%s: loss at level %d", config, level);
+    ck_assert_msg(!memcmp(again.gradients, plain.gradients, bytes), "%s: gradients at level %d", config, level);
+    ck_assert_msg(!memcmp(again.weights, plain.weights, bytes), "%s: weights at level %d", config, level);
+    ck_assert_msg(again.cost.arena_bytes < arena, "%s: arena of %zu bytes at level %d, %zu at the one before", config,
+                  again.cost.arena_bytes, level, arena);
+    ck_assert_double_le(again.cost.again_flops, plain.cost.forward_flops);
+    arena = again.cost.arena_bytes;
+    free(again.weights);
+    free(again.gradients);
+  }
+  free(plain.weights);
+  free(plain.gradients);
+}
+
+START_TEST(language_models_are_the_same_to_the_bit) {
+  char config[CONFIG_TEXT];
+  if (!mixer(_i)) return;
+  language_config(mixer(_i), config);
+  check_levels(config);
+}
+END_TEST
+
+START_TEST(vision_models_are_the_same_to_the_bit) {
+  char config[CONFIG_TEXT];
+  if (!mixer(_i)) return;
+  vision_config(mixer(_i), config);
+  check_levels(config);
+}
+END_TEST
+
+static comba_recompute chosen(comba_recompute asked, uint64_t memory, comba_pass pass, comba_graph_cost *cost) {
+  const comba_options options = options_with(asked, memory);
+  char config[CONFIG_TEXT];
+  comba_model *model = NULL;
+  comba_recompute level;
+  language_config("comba", config);
+  ck_assert_done(comba_model_create(&model, config, &options));
+  ck_assert_done(comba_model_cost(model, pass, B, T, cost, &level));
+  comba_model_free(model);
+  return level;
+}
+
+START_TEST(auto_takes_the_least_that_fits) {
+  comba_graph_cost cost[COMBA_RECOMPUTE_BLOCK + 1], none;
+  const comba_options options = options_with(COMBA_RECOMPUTE_AUTO, 0);
+  char config[CONFIG_TEXT];
+  comba_model *model = NULL;
+  comba_model_bytes bytes;
+  language_config("comba", config);
+  ck_assert_done(comba_model_create(&model, config, &options));
+  comba_model_bytes_of(model, &bytes);
+  comba_model_free(model);
+  ck_assert_uint_eq(bytes.narrow_weights, 0);
+  const uint64_t fixed = bytes.weights + bytes.gradients + bytes.moments;
+  ck_assert_int_eq(chosen(COMBA_RECOMPUTE_AUTO, 0, COMBA_PASS_TRAIN, &none), COMBA_RECOMPUTE_NONE);
+  for (comba_recompute level = COMBA_RECOMPUTE_NONE; level <= COMBA_RECOMPUTE_BLOCK; level++) {
+    chosen(level, 1, COMBA_PASS_TRAIN, &cost[level]);
+    ck_assert_int_eq(chosen(COMBA_RECOMPUTE_AUTO, fixed + cost[level].arena_bytes, COMBA_PASS_TRAIN, &none), level);
+  }
+  /* where nothing fits, the most that can be done; where nothing is trained, nothing */
+  ck_assert_int_eq(chosen(COMBA_RECOMPUTE_AUTO, 1, COMBA_PASS_TRAIN, &none), COMBA_RECOMPUTE_BLOCK);
+  ck_assert_int_eq(chosen(COMBA_RECOMPUTE_AUTO, 1, COMBA_PASS_EVALUATE, &none), COMBA_RECOMPUTE_NONE);
+}
+END_TEST
+
+int main(void) {
+  Suite *suite = suite_create("recompute");
+  TCase *tests = tcase_create("recompute");
+  tcase_add_loop_test(tests, language_models_are_the_same_to_the_bit, 0, MIXERS);
+  tcase_add_loop_test(tests, vision_models_are_the_same_to_the_bit, 0, MIXERS);
+  tcase_add_test(tests, auto_takes_the_least_that_fits);
+  suite_add_tcase(suite, tests);
+  return run_suite(suite);
+}
