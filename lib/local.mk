@@ -326,7 +326,7 @@ cuda_sources = \
 	lib/scan/scalar_decay.cu
 cuda_headers = \
 	lib/core/cuda.h \
-	lib/core/cuda_kernel.h \
+	lib/core/cuda_kernel.h lib/core/cuda_packet.h \
 	lib/ops/cuda_gates.h \
 	lib/ops/cuda_grid.h \
 	lib/ops/cuda_rows.h \

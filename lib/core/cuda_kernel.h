@@ -36,8 +36,12 @@ template <class T> struct pair_of;
 template <> struct pair_of<float> { typedef float2 type; };
 template <> struct pair_of<bfloat16> { typedef __nv_bfloat162 type; };
 
+/* 1 / (1 + e^-x) in four instructions: kernels that are bound by bytes have about ten an element to spare. */
 __device__ inline float sigmoid(float x) {
-  return 1 / (1 + __expf(-x));
+  float power, y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(-1.4426950408889634f * x));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1 + power));
+  return y;
 }
 
 /* The sum over a warp, in every lane. */

@@ -1,0 +1,57 @@
+/* Several neighbouring values in one access to memory: kernels that are bound by bytes reach the rate of a copy with 8 or 16 bytes a
+ * thread and access, and a few of those under way at a time. */
+#ifndef COMBA_CORE_CUDA_PACKET_H
+#define COMBA_CORE_CUDA_PACKET_H
+
+#include "core/cuda_kernel.h"
+
+/* N values as memory holds them; N is a power of two. Reading one does not wait for it, converting its entries does. */
+template <class T, int N> struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) packet {
+  T at[N];
+
+  __device__ float operator[](int i) const {
+    return (float)at[i];
+  }
+  __device__ void set(int i, float value) {
+    at[i] = (T)value;
+  }
+};
+
+template <int N, class T> __device__ inline packet<T, N> load_packet(const T *p) {
+  return *(const packet<T, N> *)p;
+}
+/* Through integers: entry by entry the compiler may not see that one access would do. */
+template <int BYTES> struct bits_of;
+template <> struct bits_of<2> { typedef uint16_t type; };
+template <> struct bits_of<4> { typedef uint32_t type; };
+template <> struct bits_of<8> { typedef uint2 type; };
+template <> struct bits_of<16> { typedef uint4 type; };
+template <class T, int N> __device__ inline void store_packet(T *p, const packet<T, N> &values) {
+  typedef typename bits_of<(N * sizeof(T) < 16 ? N * sizeof(T) : 16)>::type word;
+#pragma unroll
+  for (int i = 0; i < (int)(sizeof values / sizeof(word)); i++) {
+    word bits;
+    memcpy(&bits, (const word *)&values + i, sizeof bits);
+    ((word *)p)[i] = bits;
+  }
+}
+/* y = or += values */
+template <int N, class T> __device__ inline void put_packet(T *p, const float (&values)[N], bool accumulate) {
+  packet<T, N> y;
+  if (accumulate) {
+    const packet<T, N> old = load_packet<N>(p);
+#pragma unroll
+    for (int i = 0; i < N; i++) y.set(i, old[i] + values[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; i++) y.set(i, values[i]);
+  }
+  store_packet(p, y);
+}
+
+/* Whether packets of `bytes` can be read from `data`, and from each of its rows of `count` values; true of what is absent. */
+static inline bool comba_cuda_aligned(const void *data, size_t bytes) {
+  return (uintptr_t)data % bytes == 0;
+}
+
+#endif
