@@ -29,12 +29,14 @@ tests/fuzz/readers.a: lib/libcomba-all.la
 	  $(fuzz_compile) -fsanitize=fuzzer-no-link -c $$source -o tests/fuzz/readers/`basename $$source .c`.o || exit 1; \
 	done && $(AR) rc $@ tests/fuzz/readers/*.o
 
-# A target runs in an empty folder. Its corpus grows in tests/fuzz/corpus/ and is used again.
+# Linked without libtool, which would hand clang the -fopenmp that the library was made with by another compiler, and so ask for
+# clang's own OpenMP library. A target runs in an empty folder. Its corpus grows in tests/fuzz/corpus/ and is used again.
 fuzz: tests/fuzz/readers.a tests/fuzz/seeds$(EXEEXT)
 	@cd tests/fuzz && rm -rf seed run && ./seeds seed
 	@for target in $(fuzz_targets); do \
-	  $(LIBTOOL) --silent --tag=CC --mode=link $(fuzz_compile) -fsanitize=fuzzer -o tests/fuzz/$$target \
-	    $(srcdir)/tests/fuzz/$$target.c tests/fuzz/readers.a lib/libcomba-all.la -lgomp || exit 1; \
+	  $(fuzz_compile) -fsanitize=fuzzer -o tests/fuzz/$$target $(srcdir)/tests/fuzz/$$target.c tests/fuzz/readers.a \
+	    lib/.libs/libcomba-all.a $(CUDA_LIBS) $(ONEDNN_LIBS) $(BLAS_LIBS) $(JANSSON_LIBS) $(PNG_LIBS) $(JPEG_LIBS) \
+	    -lgomp -lm || exit 1; \
 	  $(MKDIR_P) tests/fuzz/run/$$target tests/fuzz/corpus/$$target; \
 	  (cd tests/fuzz/run/$$target && ../../$$target -max_total_time=$(FUZZ_SECONDS) -timeout=60 -rss_limit_mb=2048 \
 	    -print_final_stats=1 -artifact_prefix=../../found-$$target- ../../corpus/$$target ../../seed/$$target) \
