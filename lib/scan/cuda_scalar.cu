@@ -11,7 +11,7 @@ int64_t cuda_scalar_lay_out(buffers *b, const shape &s, float *base, bool backwa
   };
   const int64_t keys = s.slots * CHUNK * s.K, values = s.slots * CHUNK * s.V, matrices = s.slots * MATRIX;
   const int64_t rows = s.slots * CHUNK, states = s.slots * s.K * s.V, f = sizeof(float), t = type_size;
-  const int64_t delta_keys = s.delta ? keys : 0, delta_values = s.delta ? values : 0;
+  const int64_t delta_keys = s.delta ? keys : 0;
   const int64_t delta_matrices = s.delta ? matrices : 0;
   b->G = (double *)take(rows, sizeof(double));
   b->beta = take(rows, f);
@@ -31,36 +31,8 @@ int64_t cuda_scalar_lay_out(buffers *b, const shape &s, float *base, bool backwa
   b->carried = take(values, t);
   b->states = take(states, t);
   b->state = take(s.lanes * s.heads * s.K * s.V, f);
-  if (!backward) {
-    b->output = take(values, f);
-    return offset;
-  }
-  b->dy = take(values, t);
-  b->dy_read = take(values, t);
-  b->inverse2 = take(delta_matrices, t);
-  b->k_carried = take(keys, t);
-  b->product = take(delta_values, t);
-  b->y = take(values, f);
-  b->y_read = take(delta_values, t);
-  b->state_gradients = take(states, t);
-  b->score_gradient = take(matrices, f);
-  b->feedback_gradient = take(delta_matrices, f);
-  b->to_score = take(matrices, t);
-  b->to_feedback = take(delta_matrices, t);
-  b->dq = take(keys, f);
-  b->dk = take(keys, f);
-  b->dp = take(delta_keys, f);
-  b->from_q = take(rows, f);
-  b->from_p = take(rows, f);
-  b->to_state = take(rows, f);
-  b->across = take(s.slots, f);
-  b->output = b->y; /* what the chunk's products leave before it is needed */
+  b->output = take(backward ? 0 : values, f);
   return offset;
-}
-
-int64_t cuda_scalar_workspace(const cuda_scalar *c, bool backward) {
-  buffers b;
-  return cuda_scalar_lay_out(&b, shape_of(c), NULL, backward, sizeof(float));
 }
 
 /* ---- Kernels -------------------------------------------------------------------------------------------------------- */

@@ -28,17 +28,6 @@ typedef struct buffers {
   void *states;            /* T (slots, K, V): before each chunk */
   float *state;            /* (lanes, heads, K, V) */
   float *output;           /* (slots, CHUNK, V) */
-  /* backward */
-  void *dy, *dy_read;                         /* T: do; do times scale e^G */
-  void *inverse2, *k_carried;                 /* T: (I + L2)^-1 with beta on the rows; k times e^{G_n - G} */
-  void *product;                              /* T (slots, CHUNK, V): A^T do, then y */
-  float *y;                                   /* (slots, CHUNK, V) */
-  void *y_read;                               /* T: -beta e^P y */
-  void *state_gradients;                      /* T (slots, K, V): of the state after each chunk */
-  float *score_gradient, *feedback_gradient;  /* (slots, CHUNK, CHUNK) */
-  void *to_score, *to_feedback;               /* T: gradients of q k^T and p k^T */
-  float *dq, *dk, *dp;                        /* (slots, CHUNK, K) */
-  float *from_q, *from_p, *to_state, *across; /* (slots, CHUNK) each; (slots) */
 } buffers;
 
 /* Lays everything out from `base` on; returns the number of floats. Activations get float's room whatever T is. What feedback

@@ -33,6 +33,59 @@ static __device__ inline void tile_load(T *to, const T *from, int64_t stride, in
   }
 }
 
+/* Copies of 16 bytes into shared memory that go on while the thread works; zeros where there is nothing to copy. A group is what was
+ * queued since the last; a thread waits until `pending` of its groups at most are under way. */
+static __device__ inline void copy_async(void *to, const void *from, bool there) {
+  const uint32_t address = (uint32_t)__cvta_generic_to_shared(to);
+  const int bytes = there ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(bytes) : "memory");
+}
+static __device__ inline void close_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int pending> static __device__ inline void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+
+/* tile_load by a block of `threads`, which goes on meanwhile where rows are aligned */
+template <int rows, int width, int threads, class T>
+static __device__ inline void tile_load_async(T *to, const T *from, int64_t stride, int64_t count, int64_t columns,
+                                              bool aligned) {
+  constexpr int piece = 16 / sizeof(T), pieces = width / piece, to_stride = tile_stride<T, width>;
+  if (!aligned) return tile_load<rows, width>(to, from, stride, count, columns, false);
+  static_assert(threads % pieces == 0 && rows * pieces % threads == 0, "a thread keeps to its columns");
+  const int column = threadIdx.x % pieces * piece;
+  int row = threadIdx.x / pieces;
+  const T *at = from + row * stride + column;
+  to += row * to_stride + column;
+#pragma unroll
+  for (int n = 0; n < rows * pieces / threads; n++) {
+    const bool there = row < count && column < columns;
+    copy_async(to + n * (threads / pieces) * to_stride, there ? at : from, there);
+    at += threads / pieces * stride;
+    row += threads / pieces;
+  }
+}
+
+/* to (count, columns) in memory, rows `stride` apart, = a tile, by a block of `threads` */
+template <int rows, int width, int threads, class T>
+static __device__ inline void tile_copy_out(T *to, const T *from, int64_t stride, int64_t count, int64_t columns,
+                                            bool aligned) {
+  constexpr int piece = 16 / sizeof(T), pieces = width / piece, from_stride = tile_stride<T, width>;
+  const int column = threadIdx.x % pieces * piece;
+  int row = threadIdx.x / pieces;
+  to += row * stride + column;
+  from += row * from_stride + column;
+  for (; row < count && row < rows; row += threads / pieces) {
+    if (aligned && column < columns)
+      *(int4 *)to = *(const int4 *)from;
+    else
+      for (int i = 0; i < piece && column + i < columns; i++) to[i] = from[i];
+    to += threads / pieces * stride;
+    from += threads / pieces * from_stride;
+  }
+}
+
 /* f(n, i, row, column) for each result [n][i] of this lane: its row, i / 2 of the lane's two, and column in the warp's (16, N). */
 template <int N, class F> static __device__ inline void tile_each(F f) {
   const int lane = threadIdx.x % 32;
@@ -42,6 +95,12 @@ template <int N, class F> static __device__ inline void tile_each(F f) {
     for (int i = 0; i < 4; i++) f(n, i, lane / 4 + i / 2 * 8, n * 8 + lane % 4 * 2 + i % 2);
 }
 
+static __device__ inline float2 load_pair(const float *from) {
+  return *(const float2 *)from;
+}
+static __device__ inline float2 load_pair(const bfloat16 *from) {
+  return __bfloat1622float2(*(const __nv_bfloat162 *)from);
+}
 static __device__ inline void store_pair(float *to, float x, float y) {
   *(float2 *)to = make_float2(x, y);
 }
@@ -58,6 +117,46 @@ template <int N, class T> static __device__ inline void tile_store(T *to, const 
     for (int half = 0; half < 2; half++)
       store_pair(to + (lane / 4 + half * 8) * tile_stride<T, N> + n * 8 + lane % 4 * 2, sum[n][half * 2],
                  sum[n][half * 2 + 1]);
+}
+
+/* to (rows, columns) in memory = or += the warp's results; rows `stride` apart, `aligned` to pairs */
+template <int N, class T>
+static __device__ inline void tile_write(T *to, int64_t stride, int64_t rows, int64_t columns, bool aligned,
+                                         bool accumulate, const float (&sum)[N / 8][4]) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int n = 0; n < N / 8; n++)
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int row = lane / 4 + half * 8, column = n * 8 + lane % 4 * 2;
+      if (row >= rows || column >= columns) continue;
+      T *at = to + row * stride + column;
+      if (aligned) {
+        const float2 old = accumulate ? load_pair(at) : make_float2(0, 0);
+        store_pair(at, old.x + sum[n][half * 2], old.y + sum[n][half * 2 + 1]);
+      } else {
+        put(at, sum[n][half * 2], accumulate);
+        if (column + 1 < columns) put(at + 1, sum[n][half * 2 + 1], accumulate);
+      }
+    }
+}
+/* The warp's (16, N) = what is in memory, zero beyond */
+template <int N, class T>
+static __device__ inline void tile_read(float (&sum)[N / 8][4], const T *from, int64_t stride, int64_t rows,
+                                        int64_t columns, bool aligned) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int n = 0; n < N / 8; n++)
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int row = lane / 4 + half * 8, column = n * 8 + lane % 4 * 2;
+      const T *at = from + row * stride + column;
+      float2 pair = {0, 0};
+      if (row < rows && column < columns)
+        pair = aligned ? load_pair(at) : make_float2(load(at), column + 1 < columns ? load(at + 1) : 0);
+      sum[n][half * 2] = pair.x;
+      sum[n][half * 2 + 1] = pair.y;
+    }
 }
 
 /* ---- bfloat16 ------------------------------------------------------------------------------------------------------- */
@@ -104,6 +203,35 @@ static __device__ inline void tile_multiply(float (&sum)[N / 8][4], const bfloat
   }
 }
 
+/* sum[m] (16, N) += a[m] b for M tiles that share b; a[m] (16, K), or its transpose (K, 16), row by row */
+template <int M, int N, int K, bool transpose_a, bool transpose_b>
+static __device__ inline void tiles_multiply(float (&sum)[M][N / 8][4], const bfloat16 *const (&a)[M], int a_stride,
+                                             const bfloat16 *b, int b_stride) {
+  const int lane = threadIdx.x % 32, row = lane % 8, low = lane / 8 % 2 * 8, high = lane / 16 * 8;
+#pragma unroll 4
+  for (int k = 0; k < K; k += 16) {
+    uint32_t left[M][4], right[4];
+#pragma unroll
+    for (int m = 0; m < M; m++)
+      if (transpose_a)
+        load_matrices<true>(left[m], a[m] + (k + high + row) * a_stride + low);
+      else
+        load_matrices<false>(left[m], a[m] + (low + row) * a_stride + k + high);
+#pragma unroll
+    for (int n = 0; n < N; n += 16) {
+      if (transpose_b)
+        load_matrices<false>(right, b + (n + high + row) * b_stride + k + low);
+      else
+        load_matrices<true>(right, b + (k + low + row) * b_stride + n + high);
+#pragma unroll
+      for (int m = 0; m < M; m++) {
+        multiply_add(sum[m][n / 8], left[m], right[0], right[1]);
+        multiply_add(sum[m][n / 8 + 1], left[m], right[2], right[3]);
+      }
+    }
+  }
+}
+
 /* ---- float ---------------------------------------------------------------------------------------------------------- */
 
 /* The same; N is a multiple of 8, K of 4. */
@@ -133,6 +261,30 @@ static __device__ inline void tile_multiply(float (&sum)[N / 8][4], const float 
       for (int j = 0; j < 4; j++)
 #pragma unroll
         for (int i = 0; i < 4; i++) sum[n / 8][i] += left[i / 2][j] * (i % 2 ? right[j].y : right[j].x);
+    }
+  }
+}
+
+template <int M, int N, int K, bool transpose_a, bool transpose_b>
+static __device__ inline void tiles_multiply(float (&sum)[M][N / 8][4], const float *const (&a)[M], int a_stride,
+                                             const float *b, int b_stride) {
+  const int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
+#pragma unroll 2
+  for (int k = 0; k < K; k++) {
+    float left[M][2];
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+      for (int half = 0; half < 2; half++)
+        left[m][half] = transpose_a ? a[m][k * a_stride + row + half * 8] : a[m][(row + half * 8) * a_stride + k];
+#pragma unroll
+    for (int n = 0; n < N; n += 8) {
+      const float *at = b + (transpose_b ? (n + column) * b_stride + k : k * b_stride + n + column);
+      const float right[2] = {at[0], at[transpose_b ? b_stride : 1]};
+#pragma unroll
+      for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) sum[m][n / 8][i] += left[m][i / 2] * right[i % 2];
     }
   }
 }
