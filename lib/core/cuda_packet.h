@@ -20,19 +20,19 @@ template <class T, int N> struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16
 template <int N, class T> __device__ inline packet<T, N> load_packet(const T *p) {
   return *(const packet<T, N> *)p;
 }
-/* Through integers: entry by entry the compiler may not see that one access would do. */
+/* By an intrinsic: an assignment may be taken apart into its entries and not be put together again. */
 template <int BYTES> struct bits_of;
-template <> struct bits_of<2> { typedef uint16_t type; };
-template <> struct bits_of<4> { typedef uint32_t type; };
+template <> struct bits_of<2> { typedef unsigned short type; };
+template <> struct bits_of<4> { typedef unsigned type; };
 template <> struct bits_of<8> { typedef uint2 type; };
 template <> struct bits_of<16> { typedef uint4 type; };
 template <class T, int N> __device__ inline void store_packet(T *p, const packet<T, N> &values) {
-  typedef typename bits_of<(N * sizeof(T) < 16 ? N * sizeof(T) : 16)>::type word;
+  typedef typename bits_of<(N * sizeof(T) < 16 ? N * sizeof(T) : 16)>::type bits;
 #pragma unroll
-  for (int i = 0; i < (int)(sizeof values / sizeof(word)); i++) {
-    word bits;
-    memcpy(&bits, (const word *)&values + i, sizeof bits);
-    ((word *)p)[i] = bits;
+  for (int i = 0; i < (int)(sizeof values / sizeof(bits)); i++) {
+    bits word;
+    memcpy(&word, (const bits *)&values + i, sizeof word);
+    __stwb((bits *)p + i, word);
   }
 }
 /* y = or += values */

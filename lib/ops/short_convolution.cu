@@ -142,18 +142,16 @@ template <class T, int W, bool SILU, int N> static __global__ void walk(problem<
     for (int now = 0; now < rows; now += AHEAD) {
       packet<T, N> x[AHEAD];
 #pragma unroll
-      for (int k = 0; k < AHEAD; k++)
-        if (now + k < rows) x[k] = load_packet<N>(p.x + at + (now + k) * p.channels);
+      for (int k = 0; k < AHEAD; k++) x[k] = load_packet<N>(p.x + at + min(now + k, rows - 1) * p.channels);
 #pragma unroll
       for (int k = 0; k < AHEAD; k++) {
-        if (now + k >= rows) break;
         float result[N];
 #pragma unroll
         for (int i = 0; i < N; i++) {
           a.past[W - 1][i] = x[k][i];
           result[i] = value<SILU>(a.preactivation(i));
         }
-        put_packet<N>(y + at + (now + k) * p.channels, result, false);
+        if (now + k < rows) put_packet<N>(y + at + (now + k) * p.channels, result, false);
         a.next();
       }
     }
@@ -178,33 +176,31 @@ static __global__ void __launch_bounds__(LANES *RUNS, 4)
       const int64_t start = sequence_start(p.sequences, n), stop = sequence_start(p.sequences, n + 1);
       const int64_t at = row * p.channels + c;
       const int rows = (int)(min(end, stop) - row), reach = rows ? rows + W - 1 : 0;
-      const int read = p.dy ? (int)min((int64_t)reach, stop - row) : 0; /* behind them du is zero */
+      const int read = (int)min((int64_t)reach, stop - row); /* behind them du is zero */
       float due[W][N] = {}; /* gradients of the rows now - (W-1) to now, as far as they are known */
       if (rows) a.begin(p, n, start, row, c);
       for (int now = 0; now < reach; now += AHEAD) {
         packet<T, N> x[AHEAD], dy[AHEAD];
 #pragma unroll
-        for (int k = 0; k < AHEAD; k++)
-          if (now + k < read) {
-            x[k] = load_packet<N>(p.x + at + (now + k) * p.channels);
-            dy[k] = load_packet<N>(p.dy + at + (now + k) * p.channels);
-          }
+        for (int k = 0; k < AHEAD; k++) {
+          const int64_t from = at + min(now + k, read - 1) * p.channels;
+          x[k] = load_packet<N>(p.x + from);
+          if (p.dy) dy[k] = load_packet<N>(p.dy + from);
+        }
 #pragma unroll
         for (int k = 0; k < AHEAD; k++) {
+          const bool passes = now + k < read && p.dy, own = now + k < rows;
           const int ready = now + k - (W - 1);
-          if (now + k < read) {
 #pragma unroll
-            for (int i = 0; i < N; i++) {
-              a.past[W - 1][i] = x[k][i];
-              const float du = gradient<SILU>(a.preactivation(i), dy[k][i]);
+          for (int i = 0; i < N; i++) {
+            a.past[W - 1][i] = x[k][i];
+            const float du = passes ? gradient<SILU>(a.preactivation(i), dy[k][i]) : 0, counted = own ? du : 0;
 #pragma unroll
-              for (int j = 0; j < W; j++) {
-                due[j][i] += a.weight[j][i] * du;
-                if (now + k < rows) sum[j][i] += du * a.past[j][i];
-              }
-              if (now + k < rows) sum[W][i] += du;
+            for (int j = 0; j < W; j++) {
+              due[j][i] += a.weight[j][i] * du;
+              sum[j][i] += counted * a.past[j][i];
             }
-            a.next();
+            sum[W][i] += counted;
           }
           if (dx && ready >= 0 && ready < rows) {
             if (p.dnew && row + ready >= stop - (W - 1))
@@ -212,6 +208,7 @@ static __global__ void __launch_bounds__(LANES *RUNS, 4)
               for (int i = 0; i < N; i++) due[0][i] += p.kept(n, stop, row + ready, c + i);
             put_packet<N>(dx + at + ready * p.channels, due[0], accumulate);
           }
+          a.next();
 #pragma unroll
           for (int i = 0; i < N; i++) {
 #pragma unroll
