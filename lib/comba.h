@@ -125,6 +125,14 @@ typedef struct comba_model_info {
 /* One batch of input. Language: input_ids (B,T), optional targets (B,T). Vision: pixel_values (B,C,H,W), optional
  * labels (B). Targets and labels of -100 are ignored. With targets NULL a language model's target is the next token, and
  * the last token of each sequence has none. */
+/* Pictures as they are stored. The model's input is, for channel c at column x and row y of a crop,
+ * scale[c] * (the pixel at column x + crop x, row y + crop y) + shift[c], and 0 beside the picture. */
+typedef struct comba_pictures {
+  const unsigned char *pixels; /* (B,H,W,C), W = H */
+  const int32_t *crops;        /* (B,3): x, y, and 1 for a crop that is mirrored left to right */
+  float scale[3], shift[3];    /* of each channel; three channels at most */
+} comba_pictures;
+
 typedef struct comba_batch {
   int64_t batch;  /* B >= 1 */
   int64_t length; /* T >= 1; language */
@@ -135,6 +143,7 @@ typedef struct comba_batch {
   const float *pixel_values; /* vision; H = W = image_size, already normalised */
   int64_t image_size;        /* vision; 0: the config's. Another one needs interpolate_pos_encoding in the config */
   const int32_t *labels;
+  const comba_pictures *pictures; /* vision; instead of pixel_values: normalised and cropped where the model runs */
 } comba_batch;
 
 typedef enum comba_pass {

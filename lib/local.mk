@@ -120,6 +120,8 @@ library_sources = \
 	lib/model/parameters.h \
 	lib/model/pickle.c \
 	lib/model/pickle.h \
+	lib/model/pictures.c \
+	lib/model/pictures.h \
 	lib/model/run.c \
 	lib/model/safetensors.c \
 	lib/model/safetensors.h \
@@ -175,6 +177,7 @@ kernel_sources = \
 	lib/ops/output_correction.c \
 	lib/ops/patch_embedding.c \
 	lib/ops/position_embedding.c \
+	lib/ops/prepare_pictures.c \
 	lib/ops/rms_norm.c \
 	lib/ops/rotary.c \
 	lib/ops/rows.h \
@@ -299,6 +302,7 @@ cuda_sources = \
 	lib/ops/output_correction.cu \
 	lib/ops/patch_embedding.cu \
 	lib/ops/position_embedding.cu \
+	lib/ops/prepare_pictures.cu \
 	lib/ops/product.cu \
 	lib/ops/rms_norm.cu \
 	lib/ops/rotary.cu \

@@ -287,9 +287,14 @@ END_TEST
 
 /* ---- Batches ---- */
 
-enum { PICTURES = 50, BATCH = 8, PER_EPOCH = 7, SIDE = 4, VALUES = BATCH * 3 * SIDE * SIDE };
+enum { PICTURES = 50, BATCH = 8, PER_EPOCH = 7, SIDE = 4 };
 
-static void collect(const comba_loader_options *options, int64_t batches, float *pixels, int32_t *labels) {
+typedef struct batch_copy {
+  uint8_t pixels[BATCH * SIDE * SIDE * 3];
+  int32_t crops[BATCH * 3], labels[BATCH];
+} batch_copy;
+
+static void collect(const comba_loader_options *options, int64_t batches, batch_copy *copies) {
   comba_loader *loader = NULL;
   comba_loader_batch batch;
   expect_ok(comba_loader_create(&loader, options));
@@ -298,8 +303,9 @@ static void collect(const comba_loader_options *options, int64_t batches, float 
     ck_assert_int_eq(batch.epoch * PER_EPOCH + batch.batch,
                      options->first_epoch * PER_EPOCH + options->first_batch + i);
     ck_assert_int_eq(batch.count, batch.batch == PER_EPOCH - 1 ? PICTURES % BATCH : BATCH);
-    memcpy(pixels + i * VALUES, batch.pixels, VALUES * sizeof *pixels);
-    memcpy(labels + i * BATCH, batch.labels, BATCH * sizeof *labels);
+    memcpy(copies[i].pixels, batch.pictures.pixels, sizeof copies->pixels);
+    memcpy(copies[i].crops, batch.pictures.crops, sizeof copies->crops);
+    memcpy(copies[i].labels, batch.labels, sizeof copies->labels);
   }
   if (options->epochs) {
     expect_ok(comba_loader_next(loader, &batch));
@@ -310,9 +316,7 @@ static void collect(const comba_loader_options *options, int64_t batches, float 
 
 START_TEST(batches_do_not_depend_on_threads_or_start) {
   enum { TOTAL = 2 * PER_EPOCH };
-  static float expected[TOTAL * VALUES], found[TOTAL * VALUES];
-  static int32_t expected_labels[TOTAL * BATCH], found_labels[TOTAL * BATCH];
-  const double half[3] = {0.5, 0.5, 0.5};
+  static batch_copy expected[TOTAL], found[TOTAL];
   const comba_augment augment = {2, true, 5};
   put_folders("", 5, 10);
   comba_dataset *d = open_set();
@@ -321,7 +325,6 @@ START_TEST(batches_do_not_depend_on_threads_or_start) {
                                   .split = COMBA_SPLIT_TRAIN,
                                   .side = SIDE,
                                   .channels = 3,
-                                  .normalization = comba_normalization_create(half, half),
                                   .augment = &augment,
                                   .batch_size = BATCH,
                                   .shuffle = true,
@@ -329,34 +332,34 @@ START_TEST(batches_do_not_depend_on_threads_or_start) {
                                   .epochs = 2,
                                   .threads = 1,
                                   .depth = 1};
-  collect(&options, TOTAL, expected, expected_labels);
-  ck_assert_int_eq(expected_labels[PER_EPOCH * BATCH - 1], -100); /* beyond the short batch */
+  collect(&options, TOTAL, expected);
+  ck_assert_int_eq(expected[PER_EPOCH - 1].labels[BATCH - 1], -100); /* beyond the short batch */
   int64_t seen[5] = {0};
-  for (int i = 0; i < PER_EPOCH * BATCH; i++)
-    if (expected_labels[i] >= 0) seen[expected_labels[i]]++;
+  for (int i = 0; i < PER_EPOCH * BATCH; i++) {
+    const int32_t label = expected[i / BATCH].labels[i % BATCH];
+    if (label >= 0) seen[label]++;
+  }
   for (int c = 0; c < 5; c++) ck_assert_int_eq(seen[c], 10);
-  ck_assert(memcmp(expected_labels, expected_labels + PER_EPOCH * BATCH, BATCH * sizeof(int32_t)) != 0);
+  ck_assert(memcmp(expected[0].labels, expected[PER_EPOCH].labels, sizeof expected[0].labels) != 0);
+  ck_assert(memcmp(expected[0].crops, expected[PER_EPOCH].crops, sizeof expected[0].crops) != 0);
   for (options.threads = 1; options.threads <= 5; options.threads += 2)
     for (options.depth = 1; options.depth <= 4; options.depth++) {
-      collect(&options, TOTAL, found, found_labels);
+      collect(&options, TOTAL, found);
       ck_assert_mem_eq(found, expected, sizeof expected);
-      ck_assert_mem_eq(found_labels, expected_labels, sizeof expected_labels);
     }
   for (int64_t start = 0; start < TOTAL; start += 3) {
     options.first_epoch = start / PER_EPOCH;
     options.first_batch = start % PER_EPOCH;
-    collect(&options, TOTAL - start, found, found_labels);
-    ck_assert_mem_eq(found, expected + start * VALUES, (size_t)(TOTAL - start) * VALUES * sizeof *found);
+    collect(&options, TOTAL - start, found);
+    ck_assert_mem_eq(found, expected + start, (size_t)(TOTAL - start) * sizeof *found);
   }
   options.first_epoch = options.first_batch = options.epochs = 0;
-  for (int64_t batches = 0; batches < 6; batches++)
-    collect(&options, batches, found, found_labels); /* stopped anywhere */
+  for (int64_t batches = 0; batches < 6; batches++) collect(&options, batches, found); /* stopped anywhere */
   comba_dataset_free(d);
 }
 END_TEST
 
 START_TEST(a_picture_that_vanishes_fails_its_batch) {
-  const double half[3] = {0.5, 0.5, 0.5};
   put_folders("", 2, 10);
   comba_dataset *d = open_set();
   expect_ok(prepare(d, SIDE, 0, 1));
@@ -365,7 +368,6 @@ START_TEST(a_picture_that_vanishes_fails_its_batch) {
                                         .split = COMBA_SPLIT_TRAIN,
                                         .side = SIDE,
                                         .channels = 3,
-                                        .normalization = comba_normalization_create(half, half),
                                         .batch_size = 5,
                                         .epochs = 1,
                                         .threads = 3,
@@ -380,32 +382,18 @@ START_TEST(a_picture_that_vanishes_fails_its_batch) {
 }
 END_TEST
 
-START_TEST(augmentation_moves_and_flips_whole_pictures) {
-  enum { S = 6, PAD = 2 };
-  uint8_t pixels[S * S];
-  float out[S * S];
-  const double mean[3] = {0}, deviation[3] = {1, 1, 1};
-  const comba_normalization plain = comba_normalization_create(mean, deviation);
-  for (int i = 0; i < S * S; i++) pixels[i] = (uint8_t)(i + 1);
-  bool seen[2 * PAD + 1][2 * PAD + 1][2] = {{{false}}};
+START_TEST(augmentation_draws_every_crop) {
+  enum { PAD = 2, CROPS = 2 * PAD + 1 };
+  bool seen[CROPS][CROPS][2] = {{{false}}};
   const comba_augment augment = {PAD, true, 1};
   for (int64_t picture = 0; picture < 1000; picture++) {
-    comba_augment_apply(out, pixels, S, 1, &plain, &augment, 3, picture);
-    bool found = false;
-    for (int dx = -PAD; dx <= PAD; dx++)
-      for (int dy = -PAD; dy <= PAD; dy++)
-        for (int flip = 0; flip < 2; flip++) {
-          bool same = true;
-          for (int i = 0; i < S * S && same; i++) {
-            const int x = (flip ? S - 1 - i % S : i % S) + dx, y = i / S + dy;
-            const float expected = x < 0 || y < 0 || x >= S || y >= S ? 0 : (float)pixels[y * S + x] / 255;
-            same = fabsf(out[i] - expected) < 1e-6f;
-          }
-          if (same) found = seen[dx + PAD][dy + PAD][flip] = true;
-        }
-    ck_assert(found);
+    int32_t crop[3];
+    comba_augment_draw(&augment, 3, picture, crop);
+    for (int i = 0; i < 2; i++) ck_assert(crop[i] >= -PAD && crop[i] <= PAD);
+    ck_assert(crop[2] == 0 || crop[2] == 1);
+    seen[crop[0] + PAD][crop[1] + PAD][crop[2]] = true;
   }
-  for (int i = 0; i < 2 * (2 * PAD + 1) * (2 * PAD + 1); i++) ck_assert((&seen[0][0][0])[i]);
+  for (int i = 0; i < 2 * CROPS * CROPS; i++) ck_assert((&seen[0][0][0])[i]);
 }
 END_TEST
 
@@ -435,7 +423,7 @@ int main(void) {
   tcase_add_test(tests, cifar_batches);
   tcase_add_test(tests, batches_do_not_depend_on_threads_or_start);
   tcase_add_test(tests, a_picture_that_vanishes_fails_its_batch);
-  tcase_add_test(tests, augmentation_moves_and_flips_whole_pictures);
+  tcase_add_test(tests, augmentation_draws_every_crop);
   tcase_add_test(tests, shuffles_are_permutations);
   suite_add_tcase(suite, tests);
   return run_suite(suite);

@@ -232,6 +232,41 @@ START_TEST(other_sizes_interpolate_positions) {
 }
 END_TEST
 
+/* Bytes are what they say: each value looked up in its picture makes the same pixel values, batch after batch. */
+START_TEST(pictures_are_normalised_and_cropped) {
+  enum { C = 3 };
+  comba_model *model = model_case_create(configs[0], NULL);
+  uint8_t bytes[B][SIDE][SIDE][C];
+  int32_t crops[B][3];
+  pictures p;
+  draw(&p);
+  comba_pictures given = {&bytes[0][0][0][0], &crops[0][0], {1.f / 64, 1.f / 128, 1.f / 32}, {-1, 0, -2}};
+  for (int step = 0; step < 5; step++) {
+    if (step == 4) given.shift[1] = 1;
+    for (int b = 0; b < B; b++) {
+      const int32_t crop[3] = {step - 2, step == 3 ? SIDE : b - 1, (step + b) % 2};
+      memcpy(crops[b], crop, sizeof crop);
+      for (int i = 0; i < SIDE * SIDE * C; i++)
+        (&bytes[b][0][0][0])[i] = (uint8_t)(comba_random_bits(step, b, i).value[0]);
+    }
+    for (int i = 0; i < B * C * SIDE * SIDE; i++) {
+      const int b = i / (C * SIDE * SIDE), c = i / (SIDE * SIDE) % C, u = i % SIDE;
+      const int row = i / SIDE % SIDE + crops[b][1], column = (crops[b][2] ? SIDE - 1 - u : u) + crops[b][0];
+      const bool inside = row >= 0 && row < SIDE && column >= 0 && column < SIDE;
+      p.pixels[i] = inside ? (float)bytes[b][row][column][c] * given.scale[c] + given.shift[c] : 0;
+    }
+    p.batch.pictures = NULL;
+    const float loss = forward(model, &p, COMBA_PASS_TRAIN);
+    p.batch.pictures = &given;
+    ck_assert(forward(model, &p, COMBA_PASS_TRAIN) == loss);
+    ck_assert_done(comba_model_backward(model, 1));
+  }
+  given.crops = NULL;
+  ck_assert_int_eq(comba_model_forward(model, &p.batch, COMBA_PASS_TRAIN, NULL), COMBA_ERROR_ARGUMENT);
+  comba_model_free(model);
+}
+END_TEST
+
 int main(void) {
   Suite *suite = suite_create("vision_model");
   TCase *tests = tcase_create("vision_model");
@@ -241,6 +276,7 @@ int main(void) {
   tcase_add_test(tests, evaluation_is_fixed);
   tcase_add_test(tests, labels_can_be_ignored);
   tcase_add_test(tests, other_sizes_interpolate_positions);
+  tcase_add_test(tests, pictures_are_normalised_and_cropped);
   suite_add_tcase(suite, tests);
   return run_suite(suite);
 }

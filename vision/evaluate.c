@@ -117,11 +117,13 @@ comba_status vision_evaluate(comba_model *model, const vision_evaluation_options
     comba_loader_batch loaded;
     COMBA_TRY(comba_loader_next(loader, &loaded));
     if (!loaded.count) break;
-    const comba_batch batch = {.batch = loading.batch_size, .pixel_values = loaded.pixels, .labels = loaded.labels};
+    const comba_batch batch = {.batch = loading.batch_size, .pictures = &loaded.pictures, .labels = loaded.labels};
     COMBA_TRY(comba_model_forward(model, &batch, COMBA_PASS_EVALUATE, NULL));
+    const float *losses = comba_model_row_losses(model), *logits = comba_model_logits(model);
+    if (!losses || !logits) COMBA_TRY(COMBA_ERROR_DEVICE);
     for (int64_t i = 0; i < loaded.count; i++) {
-      loss += comba_model_row_losses(model)[i];
-      count_picture(&e, comba_model_logits(model) + i * e.classes, loaded.labels[i], loaded.pictures[i], o->mistakes);
+      loss += losses[i];
+      count_picture(&e, logits + i * e.classes, loaded.labels[i], loaded.numbers[i], o->mistakes);
     }
     comba_progress_update(&progress, e.pictures, "accuracy %.2f %%", 100 * vision_accuracy(&e));
   }

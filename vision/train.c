@@ -81,6 +81,7 @@ typedef struct session {
   comba_preprocess preprocess;
   comba_augment augment;
   comba_loader *loader;
+  comba_loader_batch loaded;
   int64_t next_index; /* of the micro-batch that the loader gives next, -1 before the first */
   int64_t batches;    /* micro-batches an epoch */
   bool own_split;     /* validation rows were taken from the training split: split.tsv tells which */
@@ -107,7 +108,6 @@ static comba_loader_options loading(const session *s, int64_t index) {
 
 static comba_status next(void *context, int64_t index, comba_batch *batch) {
   session *s = context;
-  comba_loader_batch loaded;
   comba_status status = COMBA_OK;
   if (index != s->next_index) { /* the start of a run, resumed or not */
     const comba_loader_options options = loading(s, index);
@@ -115,10 +115,10 @@ static comba_status next(void *context, int64_t index, comba_batch *batch) {
     s->loader = NULL;
     COMBA_TRY(comba_loader_create(&s->loader, &options));
   }
-  COMBA_TRY(comba_loader_next(s->loader, &loaded));
+  COMBA_TRY(comba_loader_next(s->loader, &s->loaded));
   s->next_index = index + 1;
-  *batch =
-      (comba_batch){.batch = s->options->training.batch_size, .pixel_values = loaded.pixels, .labels = loaded.labels};
+  *batch = (comba_batch){
+      .batch = s->options->training.batch_size, .pictures = &s->loaded.pictures, .labels = s->loaded.labels};
 cleanup:
   return status;
 }

@@ -150,6 +150,48 @@ static comba_status write(void *to, const void *from, size_t bytes) {
   return error == cudaSuccess ? COMBA_OK : fail(error, "a copy to the GPU");
 }
 
+/* Two buffers of pinned memory, a stream for copies, and what was queued on the other stream at the call before. */
+static struct {
+  cudaStream_t stream;
+  cudaEvent_t queued;
+  struct {
+    void *data;
+    size_t bytes;
+    cudaEvent_t copied;
+  } buffer[2];
+  int next;
+} ahead;
+
+static cudaError_t open_ahead() {
+  if (ahead.stream) return cudaSuccess;
+  cudaError_t error = cudaEventCreateWithFlags(&ahead.queued, cudaEventDisableTiming);
+  for (int i = 0; i < 2 && error == cudaSuccess; i++)
+    error = cudaEventCreateWithFlags(&ahead.buffer[i].copied, cudaEventDisableTiming);
+  return error == cudaSuccess ? cudaStreamCreateWithFlags(&ahead.stream, cudaStreamNonBlocking) : error;
+}
+
+static comba_status write_ahead(void *to, const void *from, size_t bytes) {
+  auto *buffer = &ahead.buffer[ahead.next];
+  ahead.next ^= 1;
+  cudaError_t error = open_ahead();
+  if (error == cudaSuccess) error = cudaEventSynchronize(buffer->copied);
+  if (error == cudaSuccess && buffer->bytes < bytes) {
+    if (buffer->data) error = cudaFreeHost(buffer->data);
+    buffer->data = NULL;
+    buffer->bytes = 0;
+    if (error == cudaSuccess) error = cudaMallocHost(&buffer->data, bytes);
+    if (error == cudaSuccess) buffer->bytes = bytes;
+  }
+  if (error != cudaSuccess) return fail(error, "a buffer for copies to the GPU");
+  memcpy(buffer->data, from, bytes);
+  error = cudaStreamWaitEvent(ahead.stream, ahead.queued, 0);
+  if (error == cudaSuccess) error = cudaMemcpyAsync(to, buffer->data, bytes, cudaMemcpyHostToDevice, ahead.stream);
+  if (error == cudaSuccess) error = cudaEventRecord(buffer->copied, ahead.stream);
+  if (error == cudaSuccess) error = cudaEventRecord(ahead.queued, device.stream);
+  if (error == cudaSuccess) error = cudaStreamWaitEvent(device.stream, buffer->copied, 0);
+  return error == cudaSuccess ? COMBA_OK : fail(error, "a copy to the GPU");
+}
+
 static comba_status read(void *to, const void *from, size_t bytes) {
   comba_cuda_note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, device.stream), "a copy from the GPU");
   return synchronize();
@@ -167,8 +209,8 @@ static size_t available(void) {
 }
 
 const comba_device_memory comba_cuda_device_memory[COMBA_CUDA_TYPES] = {
-    {false, allocate, allocate, release, write, read, zero, available},
-    {false, allocate, allocate_weights, release, write, read, zero, available},
+    {false, allocate, allocate, release, write, write_ahead, read, zero, available},
+    {false, allocate, allocate_weights, release, write, write_ahead, read, zero, available},
 };
 
 void comba_cuda_zero(void *data, size_t bytes) {

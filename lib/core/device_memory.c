@@ -19,6 +19,7 @@ const comba_device_memory comba_host_memory = {
     .allocate_weights = comba_allocate,
     .release = free,
     .write = copy,
+    .write_ahead = copy,
     .read = copy,
     .zero = zero,
 };

@@ -17,6 +17,9 @@ typedef struct comba_device_memory {
   void *(*allocate_weights)(size_t bytes, const char *what); /* likewise, for what matrix products read */
   void (*release)(void *data);                               /* NULL is released as well */
   comba_status (*write)(void *to, const void *from_host, size_t bytes);
+  /* The same beside the work that was queued since the last such copy: what is queued from now on sees it, and a caller who takes
+   * two places by turns overwrites nothing that is still to be read. `from_host` may change as soon as this returns. */
+  comba_status (*write_ahead)(void *to, const void *from_host, size_t bytes);
   comba_status (*read)(void *to_host, const void *from, size_t bytes);
   comba_status (*zero)(void *data, size_t bytes);
   size_t (*available)(void); /* bytes that can still be allocated; NULL: not known */

@@ -1,7 +1,7 @@
 /* From stored pictures to the model's input: normalisation, and for training the crop and the flip.
  *
- * What happens to a picture depends on (seed, epoch, number of the picture) alone, so it does not matter which thread does it
- * and when, nor on which device. */
+ * What happens to a picture depends on (seed, epoch, number of the picture) alone, so it does not matter which thread draws it
+ * and when. The operator prepare_pictures does it, on the device of the model. */
 #ifndef COMBA_DATA_AUGMENT_H
 #define COMBA_DATA_AUGMENT_H
 
@@ -23,9 +23,11 @@ typedef struct comba_normalization {
 /* A deviation below 1/255 (a channel without contrast) counts as 1/255. */
 comba_normalization comba_normalization_create(const double mean[3], const double deviation[3]);
 
-/* out (channels, side, side) from pixels (side, side, channels). `augment` may be NULL. */
-void comba_augment_apply(float *out, const uint8_t *pixels, int64_t side, int channels,
-                         const comba_normalization *normalization, const comba_augment *augment, int64_t epoch,
-                         int64_t picture);
+/* out (channels, side, side) from pixels (side, side, channels) */
+void comba_normalization_apply(float *out, const uint8_t *pixels, int64_t side, int channels,
+                               const comba_normalization *normalization);
+
+/* What becomes of a picture in an epoch, as comba_pictures.crops has it: x, y, mirrored. */
+void comba_augment_draw(const comba_augment *augment, int64_t epoch, int64_t picture, int32_t crop[3]);
 
 #endif

@@ -15,9 +15,10 @@ enum { PIECE = 16, MAX_THREADS = 256, MAX_DEPTH = 1024 };
 typedef struct slot {
   int64_t epoch, batch, count;
   int64_t done;      /* pictures that are ready */
-  float *pixels;     /* (batch_size, channels, side, side) */
+  uint8_t *pixels;   /* (batch_size, side, side, channels) */
+  int32_t *crops;    /* (batch_size, 3) */
   int32_t *labels;   /* (batch_size) */
-  int64_t *pictures; /* (batch_size) */
+  int64_t *numbers;  /* (batch_size) */
   int64_t failed_at; /* the first picture that failed, or -1: its failure follows */
   comba_status status;
   char message[1024];
@@ -32,7 +33,7 @@ struct comba_loader {
   uint8_t *storage; /* what the slots point into */
   pthread_t *threads;
   int thread_count;
-  pthread_mutex_t lock; /* of everything below and of the slots but for the pixels and labels of pieces handed out */
+  pthread_mutex_t lock; /* of everything below and of the slots but for the pictures of pieces handed out */
   pthread_cond_t work;  /* a slot became free, or the end */
   pthread_cond_t ready; /* a batch became ready */
   bool stop;
@@ -65,8 +66,9 @@ static bool open_batch(comba_loader *l) {
   s->done = 0;
   s->failed_at = -1;
   s->status = COMBA_OK;
-  memcpy(s->pictures, l->order + start, (size_t)s->count * sizeof *s->pictures);
-  memset(s->pixels + s->count * l->picture_size, 0, (size_t)((size - s->count) * l->picture_size) * sizeof *s->pixels);
+  memcpy(s->numbers, l->order + start, (size_t)s->count * sizeof *s->numbers);
+  memset(s->pixels + s->count * l->picture_size, 0, (size_t)((size - s->count) * l->picture_size));
+  memset(s->crops, 0, (size_t)(size * 3) * sizeof *s->crops);
   for (int64_t i = s->count; i < size; i++) s->labels[i] = -100;
   l->opened++;
   l->next = 0;
@@ -80,14 +82,11 @@ static bool open_batch(comba_loader *l) {
 
 /* ---- Threads ---- */
 
-static comba_status load(const comba_loader *l, slot *s, int64_t i, uint8_t *scratch) {
+static comba_status load(const comba_loader *l, slot *s, int64_t i) {
   const comba_loader_options *o = &l->options;
-  const comba_status status = comba_dataset_load(o->dataset, o->split, s->pictures[i], scratch);
-  if (status != COMBA_OK) return status;
-  s->labels[i] = comba_dataset_label(o->dataset, o->split, s->pictures[i]);
-  comba_augment_apply(s->pixels + i * l->picture_size, scratch, o->side, o->channels, &o->normalization,
-                      o->augment ? &l->augment : NULL, s->epoch, s->pictures[i]);
-  return COMBA_OK;
+  s->labels[i] = comba_dataset_label(o->dataset, o->split, s->numbers[i]);
+  if (o->augment) comba_augment_draw(&l->augment, s->epoch, s->numbers[i], s->crops + 3 * i);
+  return comba_dataset_load(o->dataset, o->split, s->numbers[i], s->pixels + i * l->picture_size);
 }
 
 /* Keeps the failure of the earliest picture of a batch, whichever thread comes first. With the lock held. */
@@ -100,8 +99,6 @@ static void note_failure(slot *s, int64_t i, comba_status status) {
 
 static void *run(void *argument) {
   comba_loader *l = argument;
-  uint8_t *scratch = malloc((size_t)l->picture_size);
-  const comba_status no_memory = scratch ? COMBA_OK : comba_fail_memory((size_t)l->picture_size, "a picture");
   pthread_mutex_lock(&l->lock);
   while (!l->stop) {
     if (!(l->opened && l->next < l->slots[(l->opened - 1) % l->options.depth].count) && !open_batch(l)) {
@@ -112,16 +109,15 @@ static void *run(void *argument) {
     const int64_t first = l->next, last = first + PIECE < s->count ? first + PIECE : s->count;
     l->next = last;
     pthread_mutex_unlock(&l->lock);
-    comba_status status = no_memory;
+    comba_status status = COMBA_OK;
     int64_t i = first;
-    for (; i < last && status == COMBA_OK; i++) status = load(l, s, i, scratch);
+    for (; i < last && status == COMBA_OK; i++) status = load(l, s, i);
     pthread_mutex_lock(&l->lock);
     if (status != COMBA_OK) note_failure(s, i, status);
     s->done += last - first;
     if (s->done == s->count) pthread_cond_broadcast(&l->ready);
   }
   pthread_mutex_unlock(&l->lock);
-  free(scratch);
   return NULL;
 }
 
@@ -141,10 +137,10 @@ static comba_status check_options(const comba_loader_options *o, int64_t total) 
   return COMBA_OK;
 }
 
-/* One block: for each slot its pictures' numbers, its pixels and its labels. */
+/* One block: for each slot its pictures' numbers, its crops, its labels and its pixels. */
 static comba_status allocate(comba_loader *l) {
   const size_t depth = (size_t)l->options.depth, size = (size_t)l->options.batch_size;
-  const size_t each = (size_t)l->picture_size * sizeof(float) + sizeof(int64_t) + sizeof(int32_t);
+  const size_t each = (size_t)l->picture_size + sizeof(int64_t) + 4 * sizeof(int32_t);
   size_t bytes;
   if (__builtin_mul_overflow(size, each, &bytes) || __builtin_add_overflow(bytes, (size_t)128, &bytes) ||
       __builtin_mul_overflow(bytes, depth, &bytes))
@@ -155,10 +151,10 @@ static comba_status allocate(comba_loader *l) {
   l->storage = comba_allocate(bytes, "batches of pictures");
   if (!l->slots || !l->order || !l->threads || !l->storage) return COMBA_ERROR_MEMORY;
   uint8_t *place = l->storage; /* numbers of 8 bytes first, so that all is aligned */
-  for (size_t i = 0; i < depth; i++, place += size * sizeof(int64_t)) l->slots[i].pictures = (int64_t *)place;
-  for (size_t i = 0; i < depth; i++, place += size * (size_t)l->picture_size * sizeof(float))
-    l->slots[i].pixels = (float *)place;
+  for (size_t i = 0; i < depth; i++, place += size * sizeof(int64_t)) l->slots[i].numbers = (int64_t *)place;
+  for (size_t i = 0; i < depth; i++, place += size * 3 * sizeof(int32_t)) l->slots[i].crops = (int32_t *)place;
   for (size_t i = 0; i < depth; i++, place += size * sizeof(int32_t)) l->slots[i].labels = (int32_t *)place;
+  for (size_t i = 0; i < depth; i++, place += size * (size_t)l->picture_size) l->slots[i].pixels = place;
   return COMBA_OK;
 }
 
@@ -242,7 +238,11 @@ comba_status comba_loader_next(comba_loader *l, comba_loader_batch *batch) {
     l->consumed--;
     status = comba_fail(s->status, "%s", s->message);
   } else {
-    *batch = (comba_loader_batch){s->epoch, s->batch, s->count, s->pixels, s->labels, s->pictures};
+    *batch = (comba_loader_batch){
+        .epoch = s->epoch, .batch = s->batch, .count = s->count, .labels = s->labels, .numbers = s->numbers};
+    batch->pictures = (comba_pictures){.pixels = s->pixels, .crops = s->crops};
+    memcpy(batch->pictures.scale, l->options.normalization.scale, sizeof batch->pictures.scale);
+    memcpy(batch->pictures.shift, l->options.normalization.shift, sizeof batch->pictures.shift);
   }
   pthread_mutex_unlock(&l->lock);
   return status;

@@ -5,6 +5,7 @@
 #ifndef COMBA_DATA_LOADER_H
 #define COMBA_DATA_LOADER_H
 
+#include "comba.h"
 #include "data/augment.h"
 #include "data/dataset.h"
 
@@ -15,8 +16,8 @@ typedef struct comba_loader_options {
   comba_split split;
   int64_t side; /* as prepared */
   int channels;
-  comba_normalization normalization;
-  const comba_augment *augment; /* copied; NULL: none */
+  comba_normalization normalization; /* of the pictures that are handed out */
+  const comba_augment *augment;      /* copied; NULL: none */
   int64_t batch_size;
   bool shuffle; /* a new order each epoch from `seed` */
   uint64_t seed;
@@ -30,9 +31,9 @@ typedef struct comba_loader_options {
 typedef struct comba_loader_batch {
   int64_t epoch, batch;
   int64_t count;           /* pictures; 0 after the last batch of the last epoch */
-  const float *pixels;     /* (batch_size, channels, side, side); zero beyond `count` */
+  comba_pictures pictures; /* batch_size of them; black beyond `count` */
   const int32_t *labels;   /* (batch_size); -100 beyond `count` */
-  const int64_t *pictures; /* (count): index within the split */
+  const int64_t *numbers;  /* (count): index within the split */
 } comba_loader_batch;
 
 comba_status comba_loader_create(comba_loader **loader, const comba_loader_options *options);

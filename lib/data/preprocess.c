@@ -190,7 +190,7 @@ comba_status comba_preprocess_picture(const comba_preprocess *preprocess, const 
   if (!pixels) return comba_fail_memory((size_t)(size * size * preprocess->channels), "a picture");
   COMBA_TRY(comba_image_read(&image, path, preprocess->channels, 2 * size));
   COMBA_TRY(comba_image_fit(pixels, &image, size, preprocess->fit));
-  comba_augment_apply(out, pixels, size, preprocess->channels, &normalization, NULL, 0, 0);
+  comba_normalization_apply(out, pixels, size, preprocess->channels, &normalization);
 cleanup:
   comba_image_free(&image);
   free(pixels);

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "core/file.h"
-#include "model/model_private.h"
+#include "model/pictures.h"
 #include "model/safetensors.h"
 #include "mixers/mixer.h"
 
@@ -185,7 +185,10 @@ cleanup:
 
 void comba_model_free(comba_model *model) {
   if (!model) return;
-  for (int i = 0; i < COMBA_MAX_PLANS; i++) comba_graph_free(model->plan[i].graph);
+  for (int i = 0; i < COMBA_MAX_PLANS; i++) {
+    comba_graph_free(model->plan[i].graph);
+    comba_picture_feed_free(model->plan[i].feed);
+  }
   comba_graph_free(model->optimizer_graph);
   comba_parameters_release(&model->parameters);
   comba_config_free(model->config);

@@ -4,6 +4,8 @@
 
 #include "model/build.h"
 
+typedef struct comba_picture_feed comba_picture_feed; /* model/pictures.h */
+
 /* One planned graph: what it was planned for, and the tensors that the caller writes and reads. */
 typedef struct comba_plan {
   comba_pass pass;
@@ -12,6 +14,7 @@ typedef struct comba_plan {
   comba_graph *graph;
   comba_tensor *input_ids, *pixel_values, *targets, *cu_seqlens, *position;
   comba_tensor *logits, *loss, *row_losses;
+  comba_picture_feed *feed; /* of pictures in bytes, once there were some */
   uint64_t last_use;
 } comba_plan;
 

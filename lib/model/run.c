@@ -2,7 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "model/model_private.h"
+#include "model/pictures.h"
 
 static comba_status lay_out(comba_model *model, comba_plan *plan, comba_recompute recompute) {
   const bool training = plan->pass == COMBA_PASS_TRAIN;
@@ -79,6 +79,7 @@ cleanup:
 static void drop_plan(comba_model *model, comba_plan *plan) {
   if (model->current == plan) model->current = NULL;
   comba_graph_free(plan->graph);
+  comba_picture_feed_free(plan->feed);
   *plan = (comba_plan){0};
 }
 
@@ -148,8 +149,10 @@ static comba_status check_batch(const comba_model *model, const comba_batch *bat
   if (batch->batch < 1)
     return comba_fail(COMBA_ERROR_ARGUMENT, "batch is %lld, expected at least 1", (long long)batch->batch);
   if (config->kind == COMBA_KIND_VISION) {
-    if (!batch->pixel_values)
+    if (!batch->pixel_values && !batch->pictures)
       return comba_fail(COMBA_ERROR_ARGUMENT, "pixel_values is missing: the model is a vision model");
+    if (batch->pictures && (!batch->pictures->pixels || !batch->pictures->crops || config->num_channels > 3))
+      return comba_fail(COMBA_ERROR_ARGUMENT, "pictures: expected pixels, crops, and a model of at most 3 channels");
     const int64_t side = image_side(model, batch);
     if (side != config->image_size &&
         (!config->interpolate_pos_encoding || side < config->patch_size || side % config->patch_size))
@@ -198,9 +201,12 @@ static comba_status write_targets(comba_plan *plan, const comba_batch *batch) {
   return status;
 }
 
-static comba_status write_inputs(comba_plan *plan, const comba_batch *batch) {
+static comba_status write_inputs(comba_plan *plan, const comba_backend *backend, const comba_batch *batch) {
   comba_status status = COMBA_OK;
-  if (plan->pixel_values) COMBA_TRY(comba_tensor_write(plan->graph, plan->pixel_values, batch->pixel_values));
+  if (batch->pictures && plan->pixel_values)
+    COMBA_TRY(comba_pictures_write(plan, backend, batch->pictures));
+  else if (plan->pixel_values)
+    COMBA_TRY(comba_tensor_write(plan->graph, plan->pixel_values, batch->pixel_values));
   if (plan->input_ids) COMBA_TRY(comba_tensor_write(plan->graph, plan->input_ids, batch->input_ids));
   if (plan->cu_seqlens) COMBA_TRY(comba_tensor_write(plan->graph, plan->cu_seqlens, batch->cu_seqlens));
   COMBA_TRY(write_targets(plan, batch));
@@ -218,7 +224,7 @@ comba_status comba_model_forward(comba_model *model, const comba_batch *batch, c
   if (status != COMBA_OK) return status;
   if (model->host_is_shown) COMBA_TRY(comba_parameters_upload(&model->parameters, COMBA_ARRAY_WEIGHT));
   model->host_is_shown = false;
-  COMBA_TRY(write_inputs(plan, batch));
+  COMBA_TRY(write_inputs(plan, model->backend, batch));
   comba_graph_forward(plan->graph);
   model->current = plan;
   if (loss) COMBA_TRY(comba_tensor_read(plan->graph, plan->loss, loss));

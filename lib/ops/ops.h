@@ -338,6 +338,18 @@ static inline comba_tensor *comba_rotary_interleaved(comba_graph *graph, comba_t
   return COMBA_APPEND(graph, rotary, &attributes, NULL, x, position, cu_seqlens);
 }
 
+/* y (B,C,S,S) = scale[c] pixel + shift[c] of B pictures that are stored as bytes (B,S,S,C), four in an index (the last one may
+ * hold fewer): pictures (ceil(B S S C / 4)). crops (B,3): where in the picture the upper left corner of y is (x, y; outside the
+ * picture y is 0), and whether y is then mirrored left to right. Not differentiable. */
+typedef struct comba_prepare_pictures_attributes {
+  int64_t channels, side; /* C, 1 to 3, and S */
+  float scale[3], shift[3];
+} comba_prepare_pictures_attributes;
+static inline comba_tensor *comba_prepare_pictures(comba_graph *graph, comba_tensor *pictures, comba_tensor *crops,
+                                                   comba_prepare_pictures_attributes attributes) {
+  return COMBA_APPEND(graph, prepare_pictures, &attributes, NULL, pictures, crops);
+}
+
 /* Non-overlapping patches: pixels (B,C,H,W), weight (d,C,p,p), bias (d) optional -> (B, (H/p)(W/p), d), row-major patches */
 static inline comba_tensor *comba_patch_embedding(comba_graph *graph, comba_tensor *pixels, comba_tensor *weight,
                                                   comba_tensor *bias) {
