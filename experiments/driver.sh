@@ -19,12 +19,15 @@ usage() {
   --rows "A B"              only these rows
   --seeds "1 2"             only these seeds
   --steps N                 another length, for a trial (give it a results folder of its own)
-  --threads N               threads of a run (default: all cores); results do not depend on it
+  --device cpu|cuda         where the programs compute (default: a GPU if there is one)
+  --jobs N                  runs side by side, of different rows (default 1)
+  --threads N               threads of a run (default: all cores over --jobs); results do not depend on it
   --results DIR             where results go (default: results)
   --table                   train nothing, only write the tables and the plot
 
 Run it again after an interruption: finished runs are kept, a run that was cut goes on from its last checkpoint. Programs are
-those of build/ (a variable such as \$COMBA_LM names another), else those on the PATH.
+those of build/ (a variable such as \$COMBA_LM names another), else those on the PATH. \$COMBA_COMMIT is written into the results
+as the commit, in place of what the program's --version says.
 END
 }
 
@@ -87,6 +90,7 @@ write_result() {
   "parameters": $(json_value "$2/info.json" parameters),
   "tokens": $5,
   "seconds": $(awk '{ s += $1 } END { printf "%.1f", s }' "$2/seconds"),
+  "jobs": $jobs,
   "device": "$(json_value "$2/info.json" backend); $(json_value "$2/info.json" products)",
   "metrics": {
 $measured
@@ -108,21 +112,17 @@ train() {
   mkdir -p "$3"
   echo "$config" >"$3/config.json"
   # a field without effect would make another row of it: the warning counts as a refusal
-  if ! "$2" info --config "$3/config.json" --json >"$3/info.json" 2>"$3/messages" || [ -s "$3/messages" ]; then
+  # shellcheck disable=SC2086 # an option and its value, or nothing
+  if ! "$2" info $on --config "$3/config.json" --json >"$3/info.json" 2>"$3/messages" || [ -s "$3/messages" ]; then
     say "$4: skipped: $(head -n 1 "$3/messages")"
     return 1
   fi
   say "${3#"$top/"}"
   # in the background: wait ends when a signal comes, which the trap passes on; then the run is left to end in order
   # shellcheck disable=SC2086 # arguments are words
-  "$2" $arguments --evaluate-every "$steps" --resume --threads "$threads" --json >"$3/train.json" &
+  "$2" $arguments $on --evaluate-every "$steps" --resume --threads "$threads" --json >"$3/train.json" &
   child=$!
-  code=0
-  wait $child || code=$?
-  while kill -0 $child 2>/dev/null; do
-    code=0
-    wait $child || code=$?
-  done
+  await $child
   child=
   json_value "$3/train.json" seconds >>"$3/seconds"
   if [ -n "$stopped" ]; then exit 1; fi
@@ -135,9 +135,54 @@ train() {
   write_result "$1" "$3" "$4" "$5" "$6"
 }
 
+# await PID: until it has ended, whatever signals come in between; its exit code in $code.
+await() {
+  code=0
+  wait "$1" || code=$?
+  while kill -0 "$1" 2>/dev/null; do
+    code=0
+    wait "$1" || code=$?
+  done
+}
+
 stop() {
   stopped=1
-  if [ -n "$child" ]; then kill -TERM "$child" 2>/dev/null || :; else exit 1; fi
+  # shellcheck disable=SC2086 # of several jobs
+  if [ -n "$child" ]; then kill -TERM $child 2>/dev/null || :; else exit 1; fi
+}
+
+# train_rows: all rows with all seeds; seed by seed, so that an early stop leaves whole sets of paired runs. Those that could not
+# be trained in $failed.
+train_rows() {
+  for seed in $seeds; do
+    for row in $rows; do
+      train_row "$row" "$seed" || case " $failed " in *" $row "*) ;; *) failed="$failed $row" ;; esac
+    done
+  done
+}
+
+# train_side_by_side: the same by $jobs shells, each of which takes the next row that is free, with all of its seeds.
+train_side_by_side() {
+  taken=$(mktemp -d)
+  all=$rows workers=
+  while [ "$(echo "$workers" | wc -w)" -lt "$jobs" ]; do
+    (
+      trap stop HUP TERM
+      for rows in $all; do
+        if mkdir "$taken/$rows" 2>/dev/null; then train_rows; fi
+      done
+      echo "$failed" >>"$taken/failed"
+    ) &
+    workers="$workers $!"
+    child=$workers
+  done
+  for worker in $workers; do
+    await "$worker"
+    [ $code = 0 ] || stopped=1
+  done
+  failed=$(tr -d '\n' <"$taken/failed")
+  rm -r "$taken"
+  [ -z "$stopped" ] || exit 1
 }
 
 # draw SCRIPT: results.svg from results.dat.
@@ -160,7 +205,7 @@ drive() {
   preset=$1
   shift
   rows=$(awk -F '\t' 'NR > 1 { print $2 }' "$here/rows.tsv")
-  threads=0 results=results table_only=
+  threads=0 jobs=1 device='' results=results table_only=
   use_preset "$preset" || refuse "no preset $preset; experiments/$experiment/run --help lists them"
   while [ $# -gt 0 ]; do
     option=$1
@@ -172,6 +217,8 @@ drive() {
       --rows) rows=$1 ;;
       --seeds) seeds=$1 ;;
       --steps) steps=$1 ;;
+      --device) device=$1 ;;
+      --jobs) jobs=$1 ;;
       --threads) threads=$1 ;;
       --results) results=$1 ;;
       --table) table_only=1 ;;
@@ -190,16 +237,13 @@ drive() {
   fi
 
   prepare
-  [ "$threads" != 0 ] || threads=$(getconf _NPROCESSORS_ONLN)
-  commit=$(git -C "$root" describe --always --dirty 2>/dev/null) || commit=$("$found" --version)
+  [ "$threads" != 0 ] || threads=$(($(getconf _NPROCESSORS_ONLN) / jobs))
+  [ "$threads" != 0 ] || threads=1
+  on=${device:+--device $device}
+  commit=${COMBA_COMMIT:-$("$found" --version | sed 's/.*(\(.*\))$/\1/')}
   child='' stopped='' failed=''
   trap stop HUP INT TERM
-  # seed by seed: an early stop leaves whole sets of paired runs
-  for seed in $seeds; do
-    for row in $rows; do
-      train_row "$row" "$seed" || case " $failed " in *" $row "*) ;; *) failed="$failed $row" ;; esac
-    done
-  done
+  if [ "$jobs" -gt 1 ]; then train_side_by_side; else train_rows; fi
   tabulate
   if [ -n "$failed" ]; then
     say "not run:$failed"

@@ -55,7 +55,7 @@ idx() { # NAME COUNT: pictures of 28 x 28 pixels in ten classes
 idx train 120
 idx t10k 20
 mixers() { # PRESET DATA
-  "$here/mixers/run" "$1" --steps 1 --seeds 1 --threads 1 --data "$2" --rows "gla comba" >out 2>err
+  "$here/mixers/run" "$1" --steps 1 --seeds 1 --threads 1 --jobs 2 --data "$2" --rows "gla comba" >out 2>err
 }
 mixers tiny shakespeare || fail "mixers tiny fails"
 results=results/mixers/tiny

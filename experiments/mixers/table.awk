@@ -1,5 +1,6 @@
 # One line a mixer. Reads lines "row NAME RATE EDGE", each followed by its "run SEED SCORE PARAMETERS STATE GROWS RATE"; writes the
-# files that the variables markdown, csv and plot name. `score` names the measure, `better` is 1 if more is better, else -1.
+# files that the variables markdown, csv and plot name. `score` names the measure, `better` is 1 if more is better, else -1; `work` is a
+# sentence on what it took.
 
 function finish(    i, mean, square, deviation, note) {
   if (name == "") return
@@ -23,7 +24,7 @@ function shown(x) { return x == "" ? "" : sprintf("%.4f", x) }
 BEGIN {
   print "# " title "\n" > markdown
   print "Parameters are without embeddings; bytes of state of one sequence (all layers); tokens a second in training; " score \
-    " on\nthe test data after the last step, mean and standard deviation over seeds, then seed by seed.\n" > markdown
+    " on\nthe test data after the last step, mean and standard deviation over seeds, then seed by seed.\n\n" work "\n" > markdown
   print "| mixer | parameters | state bytes | tokens a second | learning rate | " score " | deviation | seeds | remark |" > markdown
   print "|---|---|---|---|---|---|---|---|---|" > markdown
   print "mixer,parameters,state_bytes,state_grows,tokens_a_second,learning_rate,edge," score ",deviation,seeds" > csv
