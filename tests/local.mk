@@ -68,7 +68,8 @@ EXTRA_DIST += $(shell_tests) tests/installed.sh tests/pytorch.py \
 	tests/gpu/run \
 	tests/gpu/comba-340m.json \
 	tests/gpu/gated_deltanet-340m.json \
-	tests/gpu/transformer-340m.json
+	tests/gpu/transformer-340m.json \
+	tests/gpu/vision_pytorch.py
 
 # What the suites and the bench share.
 check_LTLIBRARIES += tests/libtesting.la
