@@ -89,7 +89,6 @@ void comba_dataset_path(const comba_dataset *dataset, comba_split split, int64_t
 comba_status comba_dataset_load(const comba_dataset *dataset, comba_split split, int64_t index, uint8_t *pixels);
 /* Mean and standard deviation of each channel over a split, for pixels in [0, 1]; exact sums, so the order is of no
  * matter. */
-comba_status comba_dataset_statistics(const comba_dataset *dataset, comba_split split, double mean[3],
-                                      double deviation[3]);
+comba_status comba_dataset_statistics(comba_dataset *dataset, comba_split split, double mean[3], double deviation[3]);
 
 #endif

@@ -13,7 +13,9 @@ typedef struct comba_sample {
   int32_t file;
   int32_t label;
   int32_t split;
-  int64_t slot; /* its place in the cache, or -1 */
+  int64_t slot;                /* its place in the cache, or -1 */
+  bool summed;                 /* once it was decoded: */
+  uint64_t sum[3], squares[3]; /* of its pixels, by channel */
 } comba_sample;
 
 /* Pictures of one size behind each other. */

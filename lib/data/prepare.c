@@ -56,6 +56,20 @@ comba_status comba_sample_load(const comba_dataset *dataset, const comba_sample 
   return COMBA_OK;
 }
 
+static void add_up(const comba_dataset *dataset, comba_sample *sample, const uint8_t *pixels) {
+  const size_t size = picture_size(dataset), channels = (size_t)dataset->prepared.channels;
+  for (size_t c = 0; c < channels; c++) {
+    uint64_t sum = 0, squares = 0; /* at most 2^28 pixels of 2^16: no overflow */
+    for (size_t at = c; at < size; at += channels) {
+      sum += pixels[at];
+      squares += (uint64_t)pixels[at] * pixels[at];
+    }
+    sample->sum[c] = sum;
+    sample->squares[c] = squares;
+  }
+  sample->summed = true;
+}
+
 /* ---- The pass over all pictures ---- */
 
 typedef struct scan {
@@ -89,9 +103,11 @@ static void *scan_run(void *argument) {
     const int64_t i = atomic_fetch_add(&s->next, 1);
     if (i >= s->count) break;
     uint8_t *pixels = s->dataset->cache ? s->dataset->cache + (size_t)i * size : scratch;
-    const comba_status status = decode(s->dataset, &s->dataset->samples[s->pictures[i]], pixels);
-    if (status == COMBA_OK) continue;
-    if (status != COMBA_ERROR_FORMAT && status != COMBA_ERROR_UNSUPPORTED)
+    comba_sample *sample = &s->dataset->samples[s->pictures[i]];
+    const comba_status status = decode(s->dataset, sample, pixels);
+    if (status == COMBA_OK)
+      add_up(s->dataset, sample, pixels);
+    else if (status != COMBA_ERROR_FORMAT && status != COMBA_ERROR_UNSUPPORTED)
       scan_fail(s, status);
     else if (!(s->reason[i] = strdup(comba_last_error())))
       scan_fail(s, comba_fail_memory(0, "a message"));
@@ -229,31 +245,29 @@ void comba_dataset_skipped_entry(const comba_dataset *dataset, int64_t index, co
 
 /* ---- Statistics ---- */
 
-comba_status comba_dataset_statistics(const comba_dataset *dataset, comba_split split, double mean[3],
-                                      double deviation[3]) {
+comba_status comba_dataset_statistics(comba_dataset *dataset, comba_split split, double mean[3], double deviation[3]) {
   comba_status status = COMBA_OK;
   const int channels = dataset->prepared.channels;
   const int64_t count = comba_dataset_count(dataset, split);
-  const size_t size = picture_size(dataset);
+  const int64_t *picture = dataset->order + (split == COMBA_SPLIT_ALL ? 0 : dataset->first[split]);
   uint64_t sum[3] = {0};
   unsigned __int128 squares[3] = {0};
-  uint8_t *pixels = malloc(size + 1);
-  if (!pixels) return comba_fail_memory(size, "a picture");
+  uint8_t *pixels = malloc(picture_size(dataset) + 1);
+  if (!pixels) return comba_fail_memory(picture_size(dataset), "a picture");
   if (count == 0) {
     status =
         comba_fail(COMBA_ERROR_ARGUMENT, "%s: the %s split has no pictures", dataset->root, comba_split_name(split));
     goto cleanup;
   }
   for (int64_t i = 0; i < count; i++) {
-    COMBA_TRY(comba_dataset_load(dataset, split, i, pixels));
+    comba_sample *sample = &dataset->samples[picture[i]];
+    if (!sample->summed) { /* of a split that was not prepared */
+      COMBA_TRY(comba_sample_load(dataset, sample, pixels));
+      add_up(dataset, sample, pixels);
+    }
     for (int c = 0; c < channels; c++) {
-      uint64_t picture_sum = 0, picture_squares = 0; /* at most 2^28 pixels of 2^16: no overflow */
-      for (size_t at = (size_t)c; at < size; at += (size_t)channels) {
-        picture_sum += pixels[at];
-        picture_squares += (uint64_t)pixels[at] * pixels[at];
-      }
-      sum[c] += picture_sum;
-      squares[c] += picture_squares;
+      sum[c] += sample->sum[c];
+      squares[c] += sample->squares[c];
     }
   }
   const double pixel_count = (double)count * (double)dataset->prepared.side * (double)dataset->prepared.side;
