@@ -330,9 +330,11 @@ cuda_sources = \
 	lib/scan/scalar_decay.cu
 cuda_headers = \
 	lib/core/cuda.h \
-	lib/core/cuda_kernel.h lib/core/cuda_packet.h \
+	lib/core/cuda_kernel.h \
+	lib/core/cuda_packet.h \
 	lib/ops/cuda_gates.h \
 	lib/ops/cuda_grid.h \
+	lib/ops/cuda_row_span.h \
 	lib/ops/cuda_rows.h \
 	lib/ops/cuda_sequences.h \
 	lib/ops/cuda_window.h \

@@ -243,7 +243,7 @@ void comba_cuda_forget(void *recording) {
 
 /* ---- Sums ----------------------------------------------------------------------------------------------------------- */
 
-enum { SUM_COLUMNS = 32, SUM_GROUPS = 16 };
+enum { SUM_COLUMNS = 32, SUM_GROUPS = 32 };
 
 /* A thread a column and group of rows, then the groups in order. */
 static __global__ void sum_rows(const float *partial, int64_t rows, int64_t n, bool accumulate, float *sum) {

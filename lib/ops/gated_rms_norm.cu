@@ -1,74 +1,117 @@
 /* y = n weight f(gate),  n = x r,  r = 1 / sqrt(mean(x^2) + epsilon), f sigmoid or silu
  * with u = dy weight f(gate):  dx = r (u - n mean(u n));  dgate = dy n weight f'(gate);  dweight += dy n f(gate)
  *
- * A warp a row; rows take turns with the weights of g groups. Saved: r (rows). */
-#include "core/cuda_kernel.h"
+ * Rows take turns with the weights of several groups. Saved: r (rows). */
+#include "ops/cuda_row_span.h"
 
 enum { X, GATE, WEIGHT };
-enum { WARPS = 8, PARTS = 1024 }; /* backward: warps that each add up a partial dweight */
 
-static int64_t groups_of(const comba_shape *x, const comba_shape *weight) {
+static int64_t turns_of(const comba_shape *x, const comba_shape *weight) {
   return weight->size[0] / x->size[x->rank - 1];
-}
-
-/* Warps of a backward pass: a multiple of the groups, so that a warp's rows share a weight. */
-static int64_t parts_of(int64_t rows, int64_t groups) {
-  const int64_t turns = PARTS / groups > 0 ? PARTS / groups : 1;
-  return groups * (turns < rows / groups ? turns : rows / groups);
 }
 
 static comba_status infer(comba_signature *s) {
   const comba_shape *x = &s->input[X];
   const int64_t d = x->size[x->rank - 1], rows = comba_shape_elements(x) / d;
-  s->backward_workspace = parts_of(rows, groups_of(x, &s->input[WEIGHT])) * d;
+  s->backward_workspace = row_parts(rows, turns_of(x, &s->input[WEIGHT])) * d;
   return COMBA_OK;
 }
 
-/* f(z) and its derivative */
-static __device__ float gate_value(float z, bool silu, float *derivative) {
-  const float s = sigmoid(z), value = silu ? z * s : s;
-  *derivative = (silu ? s : 0) + value * (1 - s);
-  return value;
+/* f(z), and its derivative from z and f(z) */
+static __device__ float gate_value(float z, bool silu) {
+  const float s = sigmoid(z);
+  return silu ? z * s : s;
+}
+static __device__ float gate_slope(float z, float value, bool silu) {
+  const float s = sigmoid(z);
+  return (silu ? s : 0) + value * (1 - s);
 }
 
-template <class T>
-static __global__ void norm(const T *x, const T *gate, const float *weight, int64_t groups, bool silu, float epsilon,
+template <class L, class T>
+static __global__ void norm(const T *x, const T *gate, const float *weight, int64_t turns, bool silu, float epsilon,
                             int64_t rows, int64_t d, T *y, float *rstd) {
-  const int64_t row = (int64_t)blockIdx.x * WARPS + threadIdx.y, at = row * d;
+  const int64_t row = own_row<L>(), at = row * d;
   if (row >= rows) return;
-  weight += row % groups * d;
-  float squares = 0, derivative;
-  for (int64_t j = threadIdx.x; j < d; j += 32) squares += load(x + at + j) * load(x + at + j);
-  const float r = rsqrtf(warp_sum(squares) / (float)d + epsilon);
-  for (int64_t j = threadIdx.x; j < d; j += 32)
-    store(y + at + j, load(x + at + j) * r * weight[j] * gate_value(load(gate + at + j), silu, &derivative));
+  row_span<L, T> a, z;
+  row_span<L, float> w;
+  float squares = 0;
+  for (int64_t first = 0; first < d; first += L::SPAN) {
+    a.load(x + at, first, d);
+    if (d <= L::SPAN) z.load(gate + at, first, d);
+#pragma unroll
+    for (int i = 0; i < L::N * L::PACKETS; i++) squares += a[i] * a[i];
+  }
+  const float r = rsqrtf(row_sum<L>(squares) / (float)d + epsilon);
+  for (int64_t first = 0; first < d; first += L::SPAN) {
+    w.load(weight + row % turns * d, first, d);
+    if (d > L::SPAN) {
+      a.load(x + at, first, d);
+      z.load(gate + at, first, d);
+    }
+    put_span<L>(y + at, first, d, false, [&](int i) { return a[i] * r * w[i] * gate_value(z[i], silu); });
+  }
   if (rstd && !threadIdx.x) rstd[row] = r;
 }
 
-template <class T>
-static __global__ void norm_gradient(const T *x, const T *gate, const float *weight, int64_t groups, bool silu,
-                                     const float *rstd, const T *dy, int64_t rows, int64_t d, int64_t parts, T *dx,
-                                     bool add_x, T *dgate, bool add_gate, float *partial) {
-  const int64_t part = (int64_t)blockIdx.x * WARPS + threadIdx.y;
-  if (part >= parts) return;
-  weight += part % groups * d;
-  partial += part * d;
-  for (int64_t j = threadIdx.x; j < d; j += 32) partial[j] = 0;
-  for (int64_t row = part; row < rows; row += parts) {
-    const int64_t at = row * d;
-    const float r = rstd[row];
-    float projection = 0, derivative;
-    for (int64_t j = threadIdx.x; j < d; j += 32)
-      projection +=
-          load(dy + at + j) * weight[j] * gate_value(load(gate + at + j), silu, &derivative) * load(x + at + j);
-    projection = warp_sum(projection) * r * r / (float)d;
-    for (int64_t j = threadIdx.x; j < d; j += 32) {
-      const float value = gate_value(load(gate + at + j), silu, &derivative), n = load(x + at + j) * r;
-      const float along = load(dy + at + j) * n, u = load(dy + at + j) * weight[j] * value;
-      partial[j] += along * value;
-      if (dgate) put(dgate + at + j, along * weight[j] * derivative, add_gate);
-      if (dx) put(dx + at + j, r * u - load(x + at + j) * r * projection, add_x);
+/* What a thread needs of a span of a row */
+template <class L, class T> struct gradient_span {
+  row_span<L, T> x, gate, dy;
+  row_span<L, float> weight;
+
+  __device__ void load(const T *x_row, const T *gate_row, const float *weights, const T *dy_row, int64_t first,
+                       int64_t d) {
+    x.load(x_row, first, d);
+    gate.load(gate_row, first, d);
+    dy.load(dy_row, first, d);
+    weight.load(weights, first, d);
+  }
+  /* its part of the sum of u x */
+  __device__ float products(bool silu) const {
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < L::N * L::PACKETS; i++) sum += dy[i] * weight[i] * gate_value(gate[i], silu) * x[i];
+    return sum;
+  }
+};
+
+template <class L, class T>
+static __global__ void __launch_bounds__(L::LANES *L::GROUPS, L::PACKETS == 1 ? 6 : 1)
+    norm_gradient(const T *x, const T *gate, const float *weight, int64_t turns, bool silu, const float *rstd,
+                  const T *dy, int64_t rows, int64_t d, T *dx, bool add_x, T *dgate, bool add_gate, float *partial) {
+  weight += blockIdx.x % turns * d;
+  for (int64_t first = 0; first < d; first += L::SPAN) {
+    float sum[L::N * L::PACKETS] = {};
+    for (int64_t row = part_row<L>(turns); row < rows; row += part_step<L>()) {
+      const int64_t at = row * d;
+      const float r = rstd[row];
+      gradient_span<L, T> a;
+      a.load(x + at, gate + at, weight, dy + at, first, d);
+      float projection = a.products(silu);
+      for (int64_t other = 0; other < d && d > L::SPAN; other += L::SPAN) {
+        gradient_span<L, T> b;
+        if (other == first) continue;
+        b.load(x + at, gate + at, weight, dy + at, other, d);
+        projection += b.products(silu);
+      }
+      projection = row_sum<L>(projection) * r * r / (float)d;
+#pragma unroll
+      for (int k = 0; k < L::PACKETS; k++) {
+        const int64_t j = row_span<L, T>::column(first, k);
+        float to_x[L::N], to_gate[L::N];
+#pragma unroll
+        for (int n = 0; n < L::N; n++) {
+          const int i = k * L::N + n;
+          const float value = gate_value(a.gate[i], silu), along = a.dy[i] * a.x[i] * r;
+          sum[i] += along * value;
+          to_gate[n] = along * a.weight[i] * gate_slope(a.gate[i], value, silu);
+          to_x[n] = r * (a.dy[i] * a.weight[i] * value - a.x[i] * projection);
+        }
+        if (j >= d) continue;
+        if (dgate) put_packet<L::N>(dgate + at + j, to_gate, add_gate);
+        if (dx) put_packet<L::N>(dx + at + j, to_x, add_x);
+      }
     }
+    if (partial) put_part<L>(partial + blockIdx.x * d, first, d, sum);
   }
 }
 
@@ -76,10 +119,15 @@ template <class T> static void forward(const comba_call *call) {
   const comba_gated_rms_norm_attributes *attributes = (const comba_gated_rms_norm_attributes *)call->attributes;
   const comba_shape *shape = &call->input[X].shape;
   const int64_t d = shape->size[shape->rank - 1], rows = comba_shape_elements(shape) / d;
-  norm<<<(unsigned)((rows + WARPS - 1) / WARPS), dim3(32, WARPS), 0, comba_cuda_stream()>>>(
-      (const T *)call->input[X].data, (const T *)call->input[GATE].data, (const float *)call->input[WEIGHT].data,
-      groups_of(shape, &call->input[WEIGHT].shape), attributes->gate == COMBA_SILU, (float)attributes->epsilon, rows, d,
-      (T *)call->output[0].data, (float *)call->saved[0].data);
+  const T *x = (const T *)call->input[X].data, *gate = (const T *)call->input[GATE].data;
+  const float *weight = (const float *)call->input[WEIGHT].data;
+  T *y = (T *)call->output[0].data;
+  with_row_layout(d, cuda_rows_pack(d, x, gate, weight, y), [&](auto layout) {
+    typedef decltype(layout) L;
+    norm<L><<<row_blocks<L>(rows), row_threads<L>(), 0, comba_cuda_stream()>>>(
+        x, gate, weight, turns_of(shape, &call->input[WEIGHT].shape), attributes->gate == COMBA_SILU,
+        (float)attributes->epsilon, rows, d, y, (float *)call->saved[0].data);
+  });
   comba_cuda_note(cudaGetLastError(), "gated_rms_norm");
 }
 
@@ -87,16 +135,21 @@ template <class T> static void backward(const comba_call *call) {
   const comba_gated_rms_norm_attributes *attributes = (const comba_gated_rms_norm_attributes *)call->attributes;
   const comba_shape *shape = &call->input[X].shape;
   const int64_t d = shape->size[shape->rank - 1], rows = comba_shape_elements(shape) / d;
-  const int64_t groups = groups_of(shape, &call->input[WEIGHT].shape), parts = parts_of(rows, groups);
-  float *partial = (float *)call->workspace, *dweight = (float *)call->input_gradient[WEIGHT].data;
+  const int64_t turns = turns_of(shape, &call->input[WEIGHT].shape), parts = row_parts(rows, turns);
+  const T *x = (const T *)call->input[X].data, *gate = (const T *)call->input[GATE].data;
+  const T *dy = (const T *)call->output_gradient[0].data;
+  const float *weight = (const float *)call->input[WEIGHT].data, *rstd = (const float *)call->saved[0].data;
+  T *dx = (T *)call->input_gradient[X].data, *dgate = (T *)call->input_gradient[GATE].data;
+  float *dweight = (float *)call->input_gradient[WEIGHT].data, *partial = dweight ? (float *)call->workspace : NULL;
   if (comba_cuda_gradient_absent<T>(call, 3, 1u << WEIGHT)) return;
-  norm_gradient<<<(unsigned)((parts + WARPS - 1) / WARPS), dim3(32, WARPS), 0, comba_cuda_stream()>>>(
-      (const T *)call->input[X].data, (const T *)call->input[GATE].data, (const float *)call->input[WEIGHT].data,
-      groups, attributes->gate == COMBA_SILU, (const float *)call->saved[0].data,
-      (const T *)call->output_gradient[0].data, rows, d, parts, (T *)call->input_gradient[X].data, call->accumulate[X],
-      (T *)call->input_gradient[GATE].data, call->accumulate[GATE], partial);
+  with_row_layout(d, cuda_rows_pack(d, x, gate, dy, weight, dx, dgate, partial), [&](auto layout) {
+    typedef decltype(layout) L;
+    norm_gradient<L><<<(unsigned)parts, row_threads<L>(), 0, comba_cuda_stream()>>>(
+        x, gate, weight, turns, attributes->gate == COMBA_SILU, rstd, dy, rows, d, dx, call->accumulate[X], dgate,
+        call->accumulate[GATE], partial);
+  });
   comba_cuda_note(cudaGetLastError(), "gated_rms_norm, backward");
-  if (dweight) comba_cuda_sum_rows(partial, parts / groups, groups * d, call->accumulate[WEIGHT], dweight);
+  if (dweight) comba_cuda_sum_rows(partial, parts / turns, turns * d, call->accumulate[WEIGHT], dweight);
 }
 
 COMBA_CUDA_ROW(gated_rms_norm, infer);

@@ -2,71 +2,116 @@
  * with u = dy weight:  dz = r (u - z r^2 mean(u z)) + dsum;  dx = dresidual = dz;  dweight += dy z r
  *
  * The second output is z, the residual stream, rounded to T; the norm takes the sum before it is rounded. Saved: r (rows). */
-#include "core/cuda_kernel.h"
+#include "ops/cuda_row_span.h"
 
 enum { X, WEIGHT, RESIDUAL };
 enum { Y, SUM };
-enum { THREADS = 128, BLOCKS = 264 }; /* backward: two blocks a multiprocessor, each with a partial dweight */
 
-/* Rows take turns with the weights of `groups` groups; a block's rows all have the same. */
-static int64_t groups_of(const comba_shape *x, const comba_shape *weight) {
+/* Rows take turns with the weights of that many groups. */
+static int64_t turns_of(const comba_shape *x, const comba_shape *weight) {
   return weight->rank ? weight->size[0] / x->size[x->rank - 1] : 1;
-}
-
-/* Blocks of a backward pass: a multiple of the groups. */
-static int64_t blocks_of(int64_t rows, int64_t groups) {
-  const int64_t turns = BLOCKS / groups > 0 ? BLOCKS / groups : 1;
-  return groups * (turns < rows / groups ? turns : rows / groups);
 }
 
 static comba_status infer(comba_signature *s) {
   const comba_shape *x = &s->input[X];
   const int64_t d = x->size[x->rank - 1], rows = comba_shape_elements(x) / d;
-  s->backward_workspace = blocks_of(rows, groups_of(x, &s->input[WEIGHT])) * d;
+  s->backward_workspace = row_parts(rows, turns_of(x, &s->input[WEIGHT])) * d;
   return COMBA_OK;
 }
 
-template <class T>
-static __global__ void norm(const T *x, const T *residual, const float *weight, int64_t groups, float epsilon,
-                            int64_t d, T *y, T *sum, float *rstd) {
-  const int64_t at = (int64_t)blockIdx.x * d;
-  if (weight) weight += blockIdx.x % groups * d;
+template <class L, class T> struct sum_span {
+  row_span<L, T> x, residual;
+  bool two;
+
+  __device__ void load(const T *x_row, const T *residual_row, int64_t first, int64_t d) {
+    x.load(x_row, first, d);
+    two = residual_row;
+    if (two) residual.load(residual_row, first, d);
+  }
+  __device__ float operator[](int i) const {
+    return two ? x[i] + residual[i] : x[i];
+  }
+};
+
+template <class L, class T>
+static __global__ void norm(const T *x, const T *residual, const float *weight, int64_t turns, float epsilon,
+                            int64_t rows, int64_t d, T *y, T *sum, float *rstd) {
+  const int64_t row = own_row<L>(), at = row * d;
+  if (row >= rows) return;
+  sum_span<L, T> z;
   float squares = 0;
-  for (int64_t j = threadIdx.x; j < d; j += THREADS) {
-    const float z = load(x + at + j) + (residual ? load(residual + at + j) : 0);
-    squares += z * z;
+  for (int64_t first = 0; first < d; first += L::SPAN) {
+    z.load(x + at, residual ? residual + at : NULL, first, d);
+#pragma unroll
+    for (int i = 0; i < L::N * L::PACKETS; i++) squares += z[i] * z[i];
   }
-  const float r = rsqrtf(block_sum(squares) / (float)d + epsilon);
-  for (int64_t j = threadIdx.x; j < d; j += THREADS) {
-    const float z = load(x + at + j) + (residual ? load(residual + at + j) : 0);
-    store(sum + at + j, z);
-    store(y + at + j, z * r * (weight ? weight[j] : 1));
+  const float r = rsqrtf(row_sum<L>(squares) / (float)d + epsilon);
+  for (int64_t first = 0; first < d; first += L::SPAN) {
+    row_span<L, float> w;
+    if (weight) w.load(weight + row % turns * d, first, d);
+    if (d > L::SPAN) z.load(x + at, residual ? residual + at : NULL, first, d);
+    put_span<L>(sum + at, first, d, false, [&](int i) { return z[i]; });
+    put_span<L>(y + at, first, d, false, [&](int i) { return z[i] * r * (weight ? w[i] : 1); });
   }
-  if (rstd && !threadIdx.x) rstd[blockIdx.x] = r;
+  if (rstd && !threadIdx.x) rstd[row] = r;
 }
 
-template <class T>
-static __global__ void norm_gradient(const T *z, const float *weight, int64_t groups, const float *rstd, const T *dy,
-                                     const T *dsum, int64_t rows, int64_t d, T *dx, bool add_x, T *dresidual,
-                                     bool add_residual, float *partial) {
-  if (weight) weight += blockIdx.x % groups * d;
-  if (partial)
-    for (int64_t j = threadIdx.x; j < d; j += THREADS) partial[blockIdx.x * d + j] = 0;
-  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    const int64_t at = row * d;
-    const float r = rstd[row];
-    float projection = 0;
-    for (int64_t j = threadIdx.x; j < d && dy; j += THREADS)
-      projection += load(dy + at + j) * (weight ? weight[j] : 1) * load(z + at + j);
-    projection = block_sum(projection) * r * r / (float)d;
-    for (int64_t j = threadIdx.x; j < d; j += THREADS) {
-      const float value = load(z + at + j), gradient = dy ? load(dy + at + j) : 0;
-      const float dz =
-          r * (gradient * (weight ? weight[j] : 1) - value * projection) + (dsum ? load(dsum + at + j) : 0);
-      if (partial) partial[blockIdx.x * d + j] += gradient * value * r;
-      if (dx) put(dx + at + j, dz, add_x);
-      if (dresidual) put(dresidual + at + j, dz, add_residual);
+/* What the thread adds to the sum of dy weight z of a row, but for the span from `here` on */
+template <class L, class T>
+static __device__ float products_elsewhere(const T *z, const float *weight, const T *dy, int64_t here, int64_t d) {
+  float sum = 0;
+  for (int64_t first = 0; first < d; first += L::SPAN) {
+    if (first == here) continue;
+    row_span<L, T> value, gradient;
+    row_span<L, float> w;
+    value.load(z, first, d);
+    gradient.load(dy, first, d);
+    if (weight) w.load(weight, first, d);
+#pragma unroll
+    for (int i = 0; i < L::N * L::PACKETS; i++) sum += gradient[i] * (weight ? w[i] : 1) * value[i];
+  }
+  return sum;
+}
+
+template <class L, class T>
+static __global__ void __launch_bounds__(L::LANES *L::GROUPS, L::PACKETS == 1 ? 6 : 1)
+    norm_gradient(const T *z, const float *weight, int64_t turns, const float *rstd, const T *dy, const T *dsum,
+                  int64_t rows, int64_t d, T *dx, bool add_x, T *dresidual, bool add_residual, float *partial) {
+  if (weight) weight += blockIdx.x % turns * d;
+  for (int64_t first = 0; first < d; first += L::SPAN) {
+    float sum[L::N * L::PACKETS] = {};
+    for (int64_t row = part_row<L>(turns); row < rows; row += part_step<L>()) {
+      const int64_t at = row * d;
+      const float r = rstd[row];
+      row_span<L, T> value, gradient, own;
+      row_span<L, float> w; /* read twice a row, from the first-level cache: registers are what is short here */
+      value.load(z + at, first, d);
+      gradient.load(dy ? dy + at : z, first, dy ? d : 0);
+      own.load(dsum ? dsum + at : z, first, dsum ? d : 0);
+      float projection = 0;
+      if (weight) w.load(weight, first, d);
+#pragma unroll
+      for (int i = 0; i < L::N * L::PACKETS; i++) projection += gradient[i] * (weight ? w[i] : 1) * value[i];
+      if (d > L::SPAN && dy) projection += products_elsewhere<L>(z + at, weight, dy + at, first, d);
+      projection = row_sum<L>(projection) * r * r / (float)d;
+      if (weight) w.load(weight, first, d);
+#pragma unroll
+      for (int i = 0; i < L::N * L::PACKETS; i++) sum[i] += gradient[i] * value[i] * r;
+#pragma unroll
+      for (int k = 0; k < L::PACKETS; k++) {
+        const int64_t j = row_span<L, T>::column(first, k);
+        if (j >= d) continue;
+        float dz[L::N];
+#pragma unroll
+        for (int n = 0; n < L::N; n++) {
+          const int i = k * L::N + n;
+          dz[n] = r * (gradient[i] * (weight ? w[i] : 1) - value[i] * projection) + own[i];
+        }
+        if (dx) put_packet<L::N>(dx + at + j, dz, add_x);
+        if (dresidual) put_packet<L::N>(dresidual + at + j, dz, add_residual);
+      }
     }
+    if (partial) put_part<L>(partial + blockIdx.x * d, first, d, sum);
   }
 }
 
@@ -74,26 +119,36 @@ template <class T> static void forward(const comba_call *call) {
   const comba_norm_attributes *attributes = (const comba_norm_attributes *)call->attributes;
   const comba_shape *shape = &call->input[X].shape;
   const int64_t d = shape->size[shape->rank - 1], rows = comba_shape_elements(shape) / d;
-  const int64_t groups = groups_of(shape, &call->input[WEIGHT].shape);
-  norm<<<(unsigned)rows, THREADS, 0, comba_cuda_stream()>>>(
-      (const T *)call->input[X].data, (const T *)call->input[RESIDUAL].data, (const float *)call->input[WEIGHT].data,
-      groups, (float)attributes->epsilon, d, (T *)call->output[Y].data, (T *)call->output[SUM].data,
-      (float *)call->saved[0].data);
+  const int64_t turns = turns_of(shape, &call->input[WEIGHT].shape);
+  const T *x = (const T *)call->input[X].data, *residual = (const T *)call->input[RESIDUAL].data;
+  const float *weight = (const float *)call->input[WEIGHT].data;
+  T *y = (T *)call->output[Y].data, *sum = (T *)call->output[SUM].data;
+  float *rstd = (float *)call->saved[0].data;
+  with_row_layout(d, cuda_rows_pack(d, x, residual, weight, y, sum), [&](auto layout) {
+    typedef decltype(layout) L;
+    norm<L><<<row_blocks<L>(rows), row_threads<L>(), 0, comba_cuda_stream()>>>(
+        x, residual, weight, turns, (float)attributes->epsilon, rows, d, y, sum, rstd);
+  });
   comba_cuda_note(cudaGetLastError(), "rms_norm");
 }
 
 template <class T> static void backward(const comba_call *call) {
   const comba_shape *shape = &call->input[X].shape;
   const int64_t d = shape->size[shape->rank - 1], rows = comba_shape_elements(shape) / d;
-  const int64_t groups = groups_of(shape, &call->input[WEIGHT].shape), blocks = blocks_of(rows, groups);
+  const int64_t turns = turns_of(shape, &call->input[WEIGHT].shape), parts = row_parts(rows, turns);
+  const T *z = (const T *)call->output[SUM].data, *dy = (const T *)call->output_gradient[Y].data;
+  const T *dsum = (const T *)call->output_gradient[SUM].data;
+  const float *weight = (const float *)call->input[WEIGHT].data, *rstd = (const float *)call->saved[0].data;
+  T *dx = (T *)call->input_gradient[X].data, *dresidual = (T *)call->input_gradient[RESIDUAL].data;
   float *dweight = (float *)call->input_gradient[WEIGHT].data, *partial = dweight ? (float *)call->workspace : NULL;
-  norm_gradient<<<(unsigned)blocks, THREADS, 0, comba_cuda_stream()>>>(
-      (const T *)call->output[SUM].data, (const float *)call->input[WEIGHT].data, groups,
-      (const float *)call->saved[0].data, (const T *)call->output_gradient[Y].data,
-      (const T *)call->output_gradient[SUM].data, rows, d, (T *)call->input_gradient[X].data, call->accumulate[X],
-      (T *)call->input_gradient[RESIDUAL].data, call->accumulate[RESIDUAL], partial);
+  with_row_layout(d, cuda_rows_pack(d, z, dy, dsum, weight, dx, dresidual, partial), [&](auto layout) {
+    typedef decltype(layout) L;
+    norm_gradient<L><<<(unsigned)parts, row_threads<L>(), 0, comba_cuda_stream()>>>(
+        z, weight, turns, rstd, dy, dsum, rows, d, dx, call->accumulate[X], dresidual, call->accumulate[RESIDUAL],
+        partial);
+  });
   comba_cuda_note(cudaGetLastError(), "rms_norm, backward");
-  if (dweight) comba_cuda_sum_rows(partial, blocks / groups, groups * d, call->accumulate[WEIGHT], dweight);
+  if (dweight) comba_cuda_sum_rows(partial, parts / turns, turns * d, call->accumulate[WEIGHT], dweight);
 }
 
 COMBA_CUDA_ROW(rms_norm, infer);

@@ -1,0 +1,118 @@
+/* Operators over rows that read each row once: a group of threads holds it in registers between the sum over it and what uses the sum. */
+#ifndef COMBA_OPS_CUDA_ROW_SPAN_H
+#define COMBA_OPS_CUDA_ROW_SPAN_H
+
+#include "core/cuda_packet.h"
+
+/* LANES threads hold SPAN values: each has PACKETS packets of N, LANES N apart. A block is GROUPS rows. Longer rows are read span by
+ * span, and then again. */
+template <int N_, int PACKETS_, int LANES_> struct row_layout {
+  enum { N = N_, PACKETS = PACKETS_, LANES = LANES_, SPAN = N * PACKETS * LANES, GROUPS = LANES == 32 ? 4 : 1 };
+};
+
+/* Calls f with the layout for rows of d values; `packs`: d is a multiple of 8 and all rows are aligned to 16 bytes. */
+template <class F> void with_row_layout(int64_t d, bool packs, F f) {
+  if (!packs)
+    f(row_layout<1, 8, 32>());
+  else if (d <= 128)
+    f(row_layout<4, 1, 32>());
+  else if (d <= 256)
+    f(row_layout<8, 1, 32>());
+  else if (d <= 1024)
+    f(row_layout<8, 4, 32>());
+  else
+    f(row_layout<8, 4, 256>());
+}
+template <class... P> static bool cuda_rows_pack(int64_t d, const P *...rows) {
+  return d % 8 == 0 && (comba_cuda_aligned(rows, 16) && ...);
+}
+
+template <class L> static dim3 row_blocks(int64_t rows) {
+  return dim3((unsigned)((rows + L::GROUPS - 1) / L::GROUPS));
+}
+template <class L> static dim3 row_threads() {
+  return dim3(L::LANES, L::GROUPS);
+}
+template <class L> __device__ inline int64_t own_row() {
+  return (int64_t)blockIdx.x * L::GROUPS + threadIdx.y;
+}
+/* The sum over the threads of a row, in each of them */
+template <class L> __device__ inline float row_sum(float value) {
+  return L::LANES == 32 ? warp_sum(value) : block_sum(value);
+}
+
+/* A thread's part of the values [first, first + SPAN) of a row of d; zero behind its end */
+template <class L, class T> struct row_span {
+  packet<T, L::N> values[L::PACKETS];
+
+  static __device__ int64_t column(int64_t first, int k) {
+    return first + (k * L::LANES + (int)threadIdx.x) * L::N;
+  }
+  __device__ void load(const T *row, int64_t first, int64_t d) {
+#pragma unroll
+    for (int k = 0; k < L::PACKETS; k++) {
+      const int64_t j = column(first, k);
+      if (j < d)
+        values[k] = load_packet<L::N>(row + j);
+      else
+#pragma unroll
+        for (int i = 0; i < L::N; i++) values[k].set(i, 0);
+    }
+  }
+  /* value `i` of those that this thread has */
+  __device__ float operator[](int i) const {
+    return values[i / L::N][i % L::N];
+  }
+};
+
+/* row[j] = or += f(i) for the columns j of this thread, i counting them */
+template <class L, class T, class F>
+__device__ inline void put_span(T *row, int64_t first, int64_t d, bool accumulate, F f) {
+#pragma unroll
+  for (int k = 0; k < L::PACKETS; k++) {
+    const int64_t j = row_span<L, T>::column(first, k);
+    float result[L::N];
+#pragma unroll
+    for (int i = 0; i < L::N; i++) result[i] = f(k * L::N + i);
+    if (j < d) put_packet<L::N>(row + j, result, accumulate);
+  }
+}
+
+/* ---- Sums over rows, for the gradients of weights ------------------------------------------------------------------- */
+
+/* Blocks of a backward pass that leave a part of the sum each: a multiple of the `turns` weights which rows take in turn, so that all
+ * rows of a block share one. Six blocks a multiprocessor of an H100: as many rows are under way as its memory needs. */
+enum { COMBA_ROW_PARTS = 792 };
+static inline int64_t row_parts(int64_t rows, int64_t turns) {
+  const int64_t rounds = COMBA_ROW_PARTS / turns > 0 ? COMBA_ROW_PARTS / turns : 1, most = (rows + turns - 1) / turns;
+  return turns * (rounds < most ? rounds : most);
+}
+/* Rows of a thread's group: from part_row on, part_step apart. */
+template <class L> __device__ inline int64_t part_row(int64_t turns) {
+  return blockIdx.x % turns + (blockIdx.x / turns * L::GROUPS + threadIdx.y) * turns;
+}
+template <class L> __device__ inline int64_t part_step() {
+  return (int64_t)gridDim.x * L::GROUPS;
+}
+/* partial[j] = the sum of a block's groups, where partial has d columns and sum[i] is that of the thread's i-th; for all threads of a
+ * block at once */
+template <class L>
+__device__ inline void put_part(float *partial, int64_t first, int64_t d, const float (&sum)[L::N * L::PACKETS]) {
+  __shared__ float meet[L::GROUPS][L::SPAN];
+  if (L::GROUPS > 1) {
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < L::N * L::PACKETS; i++)
+      meet[threadIdx.y][(i / L::N * L::LANES + threadIdx.x) * L::N + i % L::N] = sum[i];
+    __syncthreads();
+    for (int i = threadIdx.y * L::LANES + threadIdx.x; i < L::SPAN && first + i < d; i += L::LANES * L::GROUPS) {
+      float total = 0;
+      for (int group = 0; group < L::GROUPS; group++) total += meet[group][i];
+      partial[first + i] = total;
+    }
+  } else {
+    put_span<L>(partial, first, d, false, [&](int i) { return sum[i]; });
+  }
+}
+
+#endif
