@@ -23,4 +23,9 @@ static inline int64_t comba_block_start(int64_t count, int64_t blocks, int64_t b
 /* Threads that the next parallel loop will use. */
 int comba_threads(void);
 
+/* Inside iteration `block` of a parallel loop of `blocks`: which of as many pieces of scratch is free for it. That of its
+ * thread, whose last iteration has left it in the core's cache; the iteration's own where there are more threads than pieces.
+ * What is there may depend on the number of threads, so an iteration writes before it reads. */
+int64_t comba_scratch_of(int64_t block, int64_t blocks);
+
 #endif

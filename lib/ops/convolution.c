@@ -131,7 +131,7 @@ static void forward(const comba_call *call) {
   real *workspace = call->workspace;
 #pragma omp parallel for
   for (int64_t block = 0; block < p.forward_blocks; block++) {
-    real *columns = workspace + block * p.taps * p.band * p.out_width;
+    real *columns = workspace + comba_scratch_of(block, p.forward_blocks) * p.taps * p.band * p.out_width;
     const int64_t end = comba_block_start(units, p.forward_blocks, block + 1);
     for (int64_t unit = comba_block_start(units, p.forward_blocks, block); unit < end; unit++) {
       const int64_t image = unit / p.bands, first = unit % p.bands * p.band;
@@ -202,9 +202,9 @@ static void backward(const comba_call *call) {
   for (int64_t block = 0; block < blocks; block++) {
     const int64_t start = comba_block_start(p.batch, blocks, block),
                   end = comba_block_start(p.batch, blocks, block + 1);
+    real *own = columns + comba_scratch_of(block, blocks) * p.taps * p.band * p.out_width;
     for (int64_t image = start; image < end; image++)
-      backward_image(&p, call, image, image == start, columns + block * p.taps * p.band * p.out_width,
-                     dweight + block * weights, dbias + block * p.filters);
+      backward_image(&p, call, image, image == start, own, dweight + block * weights, dbias + block * p.filters);
   }
   if (call->input_gradient[WEIGHT].data)
     add_blocks(dweight, blocks, weights, call->accumulate[WEIGHT], call->input_gradient[WEIGHT].data);

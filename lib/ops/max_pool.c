@@ -120,7 +120,7 @@ static void forward(const comba_call *call) {
   const int64_t blocks = comba_blocks(planes, 1), size = lay_out(&(pool_scratch){0}, NULL, a, height, width);
 #pragma omp parallel for
   for (int64_t block = 0; block < blocks; block++) {
-    real *memory = (real *)call->workspace + block * size;
+    real *memory = (real *)call->workspace + comba_scratch_of(block, blocks) * size;
     pool_scratch s = {0};
     lay_out(&s, memory, a, height, width);
     for (int64_t i = 0; i < size; i++) memory[i] = -(real)INFINITY;

@@ -146,7 +146,7 @@ static void forward(const comba_call *call) {
   const int64_t tasks = p.blocks * p.heads, slots = comba_blocks(tasks, 1);
 #pragma omp parallel for schedule(dynamic)
   for (int64_t slot = 0; slot < slots; slot++) {
-    real *scores = (real *)call->workspace + slot * QUERY_BLOCK * p.score_stride;
+    real *scores = (real *)call->workspace + comba_scratch_of(slot, slots) * QUERY_BLOCK * p.score_stride;
     for (int64_t task = slot; task < tasks; task += slots) attend(&p, call, task / p.heads, task % p.heads, scores);
   }
 }
@@ -254,7 +254,7 @@ static void backward(const comba_call *call) {
   const int64_t tasks = p.sequences.count * p.key_heads, slots = comba_blocks(tasks, 1);
 #pragma omp parallel for schedule(dynamic)
   for (int64_t slot = 0; slot < slots; slot++) {
-    real *scores = (real *)call->workspace + slot * 2 * QUERY_BLOCK * p.score_stride;
+    real *scores = (real *)call->workspace + comba_scratch_of(slot, slots) * 2 * QUERY_BLOCK * p.score_stride;
     for (int64_t task = slot; task < tasks; task += slots)
       differentiate_head(&p, call, task / p.key_heads, task % p.key_heads, scores);
   }

@@ -124,7 +124,7 @@ static void forward(const comba_call *call) {
   const int64_t tasks = p.batch * p.key_heads * p.blocks, slots = comba_blocks(tasks, 1);
 #pragma omp parallel for schedule(dynamic)
   for (int64_t slot = 0; slot < slots; slot++) {
-    real *scores = (real *)call->workspace + slot * QUERY_BLOCK * p.score_stride;
+    real *scores = (real *)call->workspace + comba_scratch_of(slot, slots) * QUERY_BLOCK * p.score_stride;
     for (int64_t task = slot; task < tasks; task += slots) {
       const int64_t pair = task / p.blocks;
       attend(&p, call, pair / p.key_heads, pair % p.key_heads, task % p.blocks, scores);

@@ -1,6 +1,7 @@
 /* One tile of C stays in registers over all of k: rows of B are vectors, numbers of A are broadcast, and a transposed A is a
- * matter of strides. For B transposed the roles change: C^T (n,m) = B A^T, with A^T packed BLOCK tokens wide and C^T turned back
- * BLOCK rows at a time, which moves less than turning B would. */
+ * matter of strides. A triangle costs half: a tile of a triangular A takes its part of k alone, and of a triangular C only the
+ * tiles that reach below the diagonal are computed. For B transposed the roles change: C^T (n,m) = B A^T, with A^T packed BLOCK
+ * tokens wide and C^T turned back BLOCK rows at a time, which moves less than turning B would. */
 #include "scan/chunk_product.h"
 
 #include "core/gemm.h"
@@ -19,17 +20,24 @@ enum { LANES = VECTOR_BYTES / sizeof(real), PACKED_DEPTH = 512 };
 typedef real vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 typedef int32_t index_vector __attribute__((vector_size(VECTOR_BYTES)));
 
-/* The left operand: number (i,r) at row i, step r. */
+typedef enum triangle { WHOLE, LOWER, UPPER } triangle;
+
+/* The left operand: number (i,r) at row i, step r. In a triangle (LOWER: 0 for r > i) tiles leave out what is 0 in all rows. */
 typedef struct left_matrix {
   const real *at;
   int64_t row, step;
+  triangle part;
 } left_matrix;
 
-/* rows (at most TILE_ROWS) and vectors (at most 2) are constants where this is inlined */
-static inline __attribute__((always_inline)) void tile(int rows, int vectors, int64_t k, left_matrix a, const real *b,
-                                                       int64_t ldb, real alpha, real beta, real *c, int64_t ldc) {
+/* Rows from i on. rows (at most TILE_ROWS) and vectors (at most 2) are constants where this is inlined. */
+static inline __attribute__((always_inline)) void tile(int64_t i0, int rows, int vectors, int64_t k, left_matrix a,
+                                                       const real *b, int64_t ldb, real alpha, real beta, real *c,
+                                                       int64_t ldc) {
   vector sum[TILE_ROWS][2] = {0};
-  for (int64_t r = 0; r < k; r++) {
+  const int64_t end = a.part == LOWER && i0 + rows < k ? i0 + rows : k;
+  a.at += i0 * a.row;
+  c += i0 * ldc;
+  for (int64_t r = a.part == UPPER ? i0 : 0; r < end; r++) {
     const real *const right = b + r * ldb, *const left = a.at + r * a.step;
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++)
@@ -45,25 +53,25 @@ static inline __attribute__((always_inline)) void tile(int rows, int vectors, in
     }
 }
 
-/* All rows of `vectors` columns of vectors. */
-static inline __attribute__((always_inline)) void panel(int vectors, int64_t m, int64_t k, left_matrix a, const real *b,
-                                                        int64_t ldb, real alpha, real beta, real *c, int64_t ldc) {
-  int64_t i = 0;
-  for (; i + TILE_ROWS <= m; i += TILE_ROWS, a.at += TILE_ROWS * a.row)
-    tile(TILE_ROWS, vectors, k, a, b, ldb, alpha, beta, c + i * ldc, ldc);
-  for (; i + 2 <= m; i += 2, a.at += 2 * a.row) tile(2, vectors, k, a, b, ldb, alpha, beta, c + i * ldc, ldc);
-  if (i < m) tile(1, vectors, k, a, b, ldb, alpha, beta, c + i * ldc, ldc);
+/* Rows from `first` on of `vectors` columns of vectors. */
+static inline __attribute__((always_inline)) void panel(int vectors, int64_t first, int64_t m, int64_t k, left_matrix a,
+                                                        const real *b, int64_t ldb, real alpha, real beta, real *c,
+                                                        int64_t ldc) {
+  int64_t i = first;
+  for (; i + TILE_ROWS <= m; i += TILE_ROWS) tile(i, TILE_ROWS, vectors, k, a, b, ldb, alpha, beta, c, ldc);
+  for (; i + 2 <= m; i += 2) tile(i, 2, vectors, k, a, b, ldb, alpha, beta, c, ldc);
+  if (i < m) tile(i, 1, vectors, k, a, b, ldb, alpha, beta, c, ldc);
 }
 
 /* Columns too few for a vector, filled up with zeros. */
 static void narrow(int64_t m, int64_t n, int64_t k, left_matrix a, const real *b, int64_t ldb, real alpha, real beta,
                    real *c, int64_t ldc) {
-  real right[PACKED_DEPTH * LANES], sum[TILE_ROWS * LANES];
+  real right[PACKED_DEPTH * LANES], sum[CHUNK * LANES];
   for (int64_t r = 0; r < k; r++)
     for (int64_t j = 0; j < LANES; j++) right[r * LANES + j] = j < n ? b[r * ldb + j] : 0;
-  for (int64_t start = 0; start < m; start += TILE_ROWS, a.at += TILE_ROWS * a.row) {
-    const int64_t rows = m - start < TILE_ROWS ? m - start : TILE_ROWS;
-    panel(1, rows, k, a, right, LANES, 1, 0, sum, LANES);
+  for (int64_t start = 0; start < m; start += CHUNK, a.at += CHUNK * a.row) {
+    const int64_t rows = m - start < CHUNK ? m - start : CHUNK;
+    panel(1, 0, rows, k, a, right, LANES, 1, 0, sum, LANES);
     for (int64_t i = 0; i < rows; i++) {
       real *const to = c + (start + i) * ldc;
       for (int64_t j = 0; j < n; j++) to[j] = (beta == 0 ? 0 : beta * to[j]) + alpha * sum[i * LANES + j];
@@ -71,11 +79,13 @@ static void narrow(int64_t m, int64_t n, int64_t k, left_matrix a, const real *b
   }
 }
 
-static void multiply(int64_t m, int64_t n, int64_t k, left_matrix a, const real *b, int64_t ldb, real alpha, real beta,
-                     real *c, int64_t ldc) {
+/* result LOWER: of C no more than the tiles on and below the diagonal */
+static void multiply(triangle result, int64_t m, int64_t n, int64_t k, left_matrix a, const real *b, int64_t ldb,
+                     real alpha, real beta, real *c, int64_t ldc) {
   int64_t j = 0;
-  for (; j + 2 * LANES <= n; j += 2 * LANES) panel(2, m, k, a, b + j, ldb, alpha, beta, c + j, ldc);
-  for (; j + LANES <= n; j += LANES) panel(1, m, k, a, b + j, ldb, alpha, beta, c + j, ldc);
+#define FIRST_ROW (result == LOWER ? j : 0)
+  for (; j + 2 * LANES <= n; j += 2 * LANES) panel(2, FIRST_ROW, m, k, a, b + j, ldb, alpha, beta, c + j, ldc);
+  for (; j + LANES <= n; j += LANES) panel(1, FIRST_ROW, m, k, a, b + j, ldb, alpha, beta, c + j, ldc);
   if (j < n) narrow(m, n - j, k, a, b + j, ldb, alpha, beta, c + j, ldc);
 }
 
@@ -99,21 +109,21 @@ static inline __attribute__((always_inline)) void transpose_lanes(vector rows[LA
   }
 }
 
-/* packed (k,BLOCK) = A^T of A (m,k), zeros from m on */
-static void pack(int64_t m, int64_t k, const real *a, int64_t lda, real *packed) {
-  vector rows[LANES];
-  int64_t r = 0;
-  for (; r + LANES <= k; r += LANES)
-    for (int64_t i = 0; i < BLOCK; i += LANES) {
+/* to (columns,stride) = from (rows,columns)^T, zeros from `rows` on; stride a multiple of LANES */
+static void transpose(int64_t rows, int64_t columns, const real *from, int64_t from_stride, real *to, int64_t stride) {
+  vector block[LANES];
+  int64_t c = 0;
+  for (; c + LANES <= columns; c += LANES)
+    for (int64_t i = 0; i < stride; i += LANES) {
 #pragma GCC unroll 16
       for (int lane = 0; lane < LANES; lane++)
-        rows[lane] = i + lane < m ? *(const vector *)(a + (i + lane) * lda + r) : (vector){0};
-      transpose_lanes(rows);
+        block[lane] = i + lane < rows ? *(const vector *)(from + (i + lane) * from_stride + c) : (vector){0};
+      transpose_lanes(block);
 #pragma GCC unroll 16
-      for (int lane = 0; lane < LANES; lane++) *(vector *)(packed + (r + lane) * BLOCK + i) = rows[lane];
+      for (int lane = 0; lane < LANES; lane++) *(vector *)(to + (c + lane) * stride + i) = block[lane];
     }
-  for (; r < k; r++)
-    for (int64_t i = 0; i < BLOCK; i++) packed[r * BLOCK + i] = i < m ? a[i * lda + r] : 0;
+  for (; c < columns; c++)
+    for (int64_t i = 0; i < stride; i++) to[c * stride + i] = i < rows ? from[i * from_stride + c] : 0;
 }
 
 /* LANES columns of C (m,LANES) = alpha turned^T + beta C, turned (LANES,BLOCK) */
@@ -136,10 +146,10 @@ static void unpack(int64_t m, const real *turned, real alpha, real beta, real *c
 static void multiply_transposed(int64_t m, int64_t n, int64_t k, const real *a, int64_t lda, const real *b, int64_t ldb,
                                 real alpha, real beta, real *c, int64_t ldc) {
   real packed[PACKED_DEPTH * BLOCK], turned[LANES * BLOCK];
-  pack(m, k, a, lda, packed);
+  transpose(m, k, a, lda, packed, BLOCK);
   for (int64_t j = 0; j < n; j += LANES) {
     const int64_t rows = n - j < LANES ? n - j : LANES;
-    multiply(rows, BLOCK, k, (left_matrix){b + j * ldb, ldb, 1}, packed, BLOCK, 1, 0, turned, BLOCK);
+    multiply(WHOLE, rows, BLOCK, k, (left_matrix){b + j * ldb, ldb, 1, WHOLE}, packed, BLOCK, 1, 0, turned, BLOCK);
     if (rows == LANES) {
       unpack(m, turned, alpha, beta, c + j, ldc);
       continue;
@@ -150,6 +160,10 @@ static void multiply_transposed(int64_t m, int64_t n, int64_t k, const real *a, 
   }
 }
 
+static left_matrix left_of(char transpose_a, const real *a, int64_t lda, triangle part) {
+  return transpose_a == 'T' ? (left_matrix){a, 1, lda, part} : (left_matrix){a, lda, 1, part};
+}
+
 static bool multiply_here(char transpose_a, char transpose_b, int64_t m, int64_t n, int64_t k, real alpha,
                           const real *a, int64_t lda, const real *b, int64_t ldb, real beta, real *c, int64_t ldc) {
   if (k > PACKED_DEPTH) return false;
@@ -158,17 +172,49 @@ static bool multiply_here(char transpose_a, char transpose_b, int64_t m, int64_t
     multiply_transposed(m, n, k, a, lda, b, ldb, alpha, beta, c, ldc);
     return true;
   }
-  if (m > BLOCK && k > BLOCK) return false;
-  multiply(m, n, k, transpose_a == 'T' ? (left_matrix){a, 1, lda} : (left_matrix){a, lda, 1}, b, ldb, alpha, beta, c,
-           ldc);
+  if (transpose_a == 'T' && m > BLOCK && k > 2 * CHUNK) return false;
+  multiply(WHOLE, m, n, k, left_of(transpose_a, a, lda, WHOLE), b, ldb, alpha, beta, c, ldc);
   return true;
+}
+
+void COMBA_VARIANT(comba_chunk_triangle_product)(char transpose_a, int64_t n, int64_t columns, real alpha,
+                                                 const real *a, int64_t lda, const real *b, int64_t ldb, real beta,
+                                                 real *c, int64_t ldc) {
+  const left_matrix left = left_of(transpose_a, a, lda, transpose_a == 'T' ? UPPER : LOWER);
+  multiply(WHOLE, n, columns, n, left, b, ldb, alpha, beta, c, ldc);
+}
+
+void COMBA_VARIANT(comba_chunk_scores)(int64_t n, int64_t k, real alpha, const real *a, int64_t lda, const real *turned,
+                                       real *c) {
+  multiply(LOWER, n, CHUNK, k, (left_matrix){a, lda, 1, WHOLE}, turned, CHUNK, alpha, 0, c, CHUNK);
 }
 
 #else
 
 #define multiply_here(...) false
 
+static void transpose(int64_t rows, int64_t columns, const real *from, int64_t from_stride, real *to, int64_t stride) {
+  for (int64_t c = 0; c < columns; c++)
+    for (int64_t i = 0; i < stride; i++) to[c * stride + i] = i < rows ? from[i * from_stride + c] : 0;
+}
+
+void COMBA_VARIANT(comba_chunk_triangle_product)(char transpose_a, int64_t n, int64_t columns, real alpha,
+                                                 const real *a, int64_t lda, const real *b, int64_t ldb, real beta,
+                                                 real *c, int64_t ldc) {
+  comba_gemm_serial(transpose_a, 'N', n, columns, n, alpha, a, lda, b, ldb, beta, c, ldc);
+}
+
+void COMBA_VARIANT(comba_chunk_scores)(int64_t n, int64_t k, real alpha, const real *a, int64_t lda, const real *turned,
+                                       real *c) {
+  comba_gemm_serial('N', 'N', n, CHUNK, k, alpha, a, lda, turned, CHUNK, 0, c, CHUNK);
+}
+
 #endif
+
+void COMBA_VARIANT(comba_chunk_transpose)(int64_t rows, int64_t columns, const real *from, int64_t from_stride,
+                                          real *to, int64_t stride) {
+  transpose(rows, columns, from, from_stride, to, stride);
+}
 
 void COMBA_VARIANT(comba_chunk_product)(char transpose_a, char transpose_b, int64_t m, int64_t n, int64_t k, real alpha,
                                         const real *a, int64_t lda, const real *b, int64_t ldb, real beta, real *c,

@@ -7,7 +7,9 @@
 
 #include "ops/ops.h"
 
-enum { LEAST_STATE = 4096 }; /* of the chunk form, see scan_in_chunks */
+/* Of the chunk form, see scan_in_chunks. The passes choose on their own: either backward can follow either forward, and
+ * token by token backward loses more than forward. */
+enum { LEAST_STATE = 4096, LEAST_STATE_BACKWARD = 1024, LEAST_WORK_BACKWARD = 1 << 14 };
 
 static delta_rule_head head_of(const comba_call *call, const scalar_size *size, int64_t sequence, int64_t head) {
   const comba_delta_rule_attributes *attributes = call->attributes;
@@ -63,6 +65,12 @@ static int64_t scratch_size(const scalar_tasks *x, int64_t width, bool backward)
                    : COMBA_VARIANT(comba_delta_rule_recurrent_scratch)(x->size.K, width, backward);
 }
 
+static scalar_tasks tasks_of(const scalar_size *size, const comba_delta_rule_attributes *attributes, bool backward,
+                             const comba_call *call) {
+  return backward ? scalar_tasks_of(size, attributes->mode, LEAST_STATE_BACKWARD, LEAST_WORK_BACKWARD, call)
+                  : scalar_tasks_of(size, attributes->mode, LEAST_STATE, CHUNK_MIN_WORK, call);
+}
+
 static comba_status infer(comba_signature *s) {
   static const scalar_operands operands = {Q, KEY, VALUE, GATE, INITIAL_STATE, CU_SEQLENS, .gates_optional = false};
   const comba_delta_rule_attributes *attributes = s->attributes;
@@ -76,21 +84,21 @@ static comba_status infer(comba_signature *s) {
   s->saved_shape[ERRORS] = *v;
 
   const scalar_size size = scalar_size_of(q, q, v, &s->input[CU_SEQLENS]);
-  const scalar_tasks x = scalar_tasks_of(&size, attributes->mode, LEAST_STATE, NULL);
+  const scalar_tasks x = tasks_of(&size, attributes, false, NULL), y = tasks_of(&size, attributes, true, NULL);
   s->forward_workspace = scan_slots(scalar_forward_tasks(&x)) * scratch_size(&x, x.width, false);
-  s->backward_workspace = scan_slots(scalar_backward_tasks(&x)) * scratch_size(&x, size.V, true);
+  s->backward_workspace = scan_slots(scalar_backward_tasks(&y)) * scratch_size(&y, size.V, true);
 
   const double K = (double)size.K, V = (double)size.V, heads = (double)size.tokens * (double)size.value_heads;
-  s->forward_flops = heads * (x.chunks ? 6 * K * V + 4 * CHUNK * (K + V) : 7 * K * V);
-  s->backward_flops = heads * (x.chunks ? 12 * K * V + CHUNK * (12 * K + 8 * V) : 17 * K * V);
+  const double C = fmin(CHUNK, (double)size.tokens / (double)size.sequences);
+  s->forward_flops = heads * (x.chunks ? 6 * K * V + 4 * C * (K + V) : 7 * K * V);
+  s->backward_flops = heads * (y.chunks ? 12 * K * V + C * (12 * K + 8 * V) : 17 * K * V);
   return COMBA_OK;
 }
 
-static scalar_tasks tasks_of(const comba_call *call) {
-  const comba_delta_rule_attributes *attributes = call->attributes;
+static scalar_tasks tasks_of_call(const comba_call *call, bool backward) {
   const scalar_size size = scalar_size_of(&call->input[Q].shape, &call->input[KEY].shape, &call->input[VALUE].shape,
                                           &call->input[CU_SEQLENS].shape);
-  return scalar_tasks_of(&size, attributes->mode, LEAST_STATE, call);
+  return tasks_of(&size, call->attributes, backward, call);
 }
 
 static void forward_task(const void *context, int64_t task, real *scratch) {
@@ -104,7 +112,7 @@ static void forward_task(const void *context, int64_t task, real *scratch) {
 }
 
 static void forward(const comba_call *call) {
-  const scalar_tasks x = tasks_of(call);
+  const scalar_tasks x = tasks_of_call(call, false);
   scan_deal(scalar_forward_tasks(&x), call->workspace, scratch_size(&x, x.width, false), forward_task, &x);
 }
 
@@ -121,7 +129,7 @@ static void backward_task(const void *context, int64_t task, real *scratch) {
 }
 
 static void backward(const comba_call *call) {
-  const scalar_tasks x = tasks_of(call);
+  const scalar_tasks x = tasks_of_call(call, true);
   scan_deal(scalar_backward_tasks(&x), call->workspace, scratch_size(&x, x.size.V, true), backward_task, &x);
 }
 
@@ -144,6 +152,7 @@ static const comba_delta_rule_attributes recurrent = {.mode = COMBA_MODE_RECURRE
 static const comba_delta_rule_attributes chunk_after = {.feedback_after_decay = true, .mode = COMBA_MODE_CHUNK};
 static const comba_delta_rule_attributes recurrent_after = {.feedback_after_decay = true, .mode = COMBA_MODE_RECURRENT};
 static const comba_delta_rule_attributes scaled = {.scale = 0.3};
+static const comba_delta_rule_attributes automatic = {0};
 
 static const int32_t packed[] = {0, 1, 1, 66, 70}; /* lengths 1, 0, 65, 4 */
 /* 66 gates: saturated ones among open ones */
@@ -215,6 +224,9 @@ static const comba_case cases[] = {
      .attributes = &scaled,
      .input =
          {QUERY(1, 70, 1, 64), QUERY(1, 70, 1, 64), {{0}}, VALUES(1, 70, 1, 24), BETAS(1, 70, 1), GATES(1, 70, 1)}},
+    {.name = "auto, T 49, K 32: forward token by token, backward in chunks",
+     .attributes = &automatic,
+     .input = {CASE(2, 49, 3, 3, 32, 32)}},
     {.name = "chunk, 32", .benchmark = true, .attributes = &chunk, .input = {CASE(2, 1024, 4, 4, 32, 32)}},
     {.name = "chunk, 64", .benchmark = true, .attributes = &chunk, .input = {CASE(2, 1024, 4, 4, 64, 64)}},
     {.name = "chunk, 128", .benchmark = true, .attributes = &chunk, .input = {CASE(2, 1024, 4, 4, 128, 128)}},

@@ -3,8 +3,9 @@
  *   L_ij = e^{P_i - G_j} (p_i k_j) beta_j, j < i         errors e = (I + L)^{-1} (v - e^P (p S))
  *   A_ij = scale e^{G_i - G_j} (q_i k_j), j <= i         o = scale e^G (q S) + A (beta e)
  *   S' = e^{G_n} S + k^T (e^{G_n - G} beta e)
- * No exponent is above 0. Every matrix product is by gemm, in place on the strided rows of q, k, p, v and o. */
-#include "core/gemm.h"
+ * No exponent is above 0. Matrix products work in place on the strided rows of q, k, p, v and o; a right operand that would
+ * have to be transposed is turned once for all products that read it. */
+#include "scan/chunk_product.h"
 #include "scan/delta_rule.h"
 
 enum { MATRIX = CHUNK * CHUNK };
@@ -19,6 +20,7 @@ typedef struct chunk_scratch {
   real *state;    /* (K,V) S, or its gradient */
   real *values;   /* (C,V) */
   real *rest;     /* (C,V) */
+  real *turned;   /* a right operand transposed, see turned_size */
 
   real *score_gradient;    /* (C,C) */
   real *feedback_gradient; /* (C,C) */
@@ -27,21 +29,39 @@ typedef struct chunk_scratch {
   real *keys;              /* (C,K) */
 } chunk_scratch;
 
+static int64_t whole_blocks(int64_t n) {
+  return (n + BLOCK - 1) / BLOCK * BLOCK;
+}
+
+/* (K,C) or, in backward, (V,C), and the state as (V,K) */
+static int64_t turned_size(int64_t K, int64_t V, bool backward) {
+  const int64_t width = V > K ? V : K, state = whole_blocks(K) * V;
+  if (!backward) return K * CHUNK;
+  return state > width * CHUNK ? state : width * CHUNK;
+}
+
 /* Lays the scratch out from `base` on and returns its size in reals. */
 static int64_t lay_out(chunk_scratch *s, real *base, int64_t K, int64_t V, bool backward) {
   struct {
     real **array;
     int64_t size;
   } const part[] = {
-      {&s->decay, MATRIX},          {&s->score, MATRIX},
-      {&s->feedback, MATRIX},       {&s->inverse, MATRIX},
-      {&s->merge, MATRIX},          {&s->state, K * V},
-      {&s->values, CHUNK * V},      {&s->rest, CHUNK * V},
-      {&s->score_gradient, MATRIX}, {&s->feedback_gradient, MATRIX},
-      {&s->output, CHUNK * V},      {&s->carried, CHUNK * V},
+      {&s->decay, MATRIX},
+      {&s->score, MATRIX},
+      {&s->feedback, MATRIX},
+      {&s->inverse, MATRIX},
+      {&s->merge, MATRIX},
+      {&s->state, K * V},
+      {&s->values, CHUNK * V},
+      {&s->rest, CHUNK * V},
+      {&s->turned, turned_size(K, V, backward)},
+      {&s->score_gradient, MATRIX},
+      {&s->feedback_gradient, MATRIX},
+      {&s->output, CHUNK * V},
+      {&s->carried, CHUNK * V},
       {&s->keys, CHUNK * K},
   };
-  enum { FORWARD_PARTS = 8, PARTS = sizeof part / sizeof *part };
+  enum { FORWARD_PARTS = 9, PARTS = sizeof part / sizeof *part };
   int64_t offset = 0;
   for (int i = 0; i < (backward ? PARTS : FORWARD_PARTS); i++) {
     *part[i].array = base ? base + offset : NULL;
@@ -62,8 +82,9 @@ int64_t COMBA_VARIANT(comba_delta_rule_chunk_scratch)(int64_t K, int64_t V, bool
 static void find_scores(const delta_rule_head *h, int64_t n, const real *q, const real *k, const real *p,
                         const real *row, const real *column, chunk_scratch *s) {
   const int64_t stride = h->key_stride;
-  comba_gemm_serial('N', 'T', n, n, h->K, h->scale, q, stride, k, stride, 0, s->score, CHUNK);
-  comba_gemm_serial('N', 'T', n, n, h->K, 1, p, stride, k, stride, 0, s->feedback, CHUNK);
+  chunk_transpose(n, h->K, k, stride, s->turned, CHUNK);
+  chunk_scores(n, h->K, h->scale, q, stride, s->turned, s->score);
+  chunk_scores(n, h->K, 1, p, stride, s->turned, s->feedback);
   for (int64_t i = 0; i < n; i++) {
     real *score = s->score + i * CHUNK, *feedback = s->feedback + i * CHUNK;
     const real *decay = s->decay + i * CHUNK, beta = row[i];
@@ -97,23 +118,23 @@ static void forward_chunk(const delta_rule_head *h, int64_t start, int64_t n, ch
   find_scores(h, n, q, k, p, ones, betas, s);
   COMBA_VARIANT(comba_unit_lower_inverse)(n, s->feedback, s->inverse, s->merge);
 
-  comba_gemm_serial('N', 'N', n, V, K, 1, p, stride, s->state, V, 0, s->values, V);
+  chunk_product('N', 'N', n, V, K, 1, p, stride, s->state, V, 0, s->values, V);
   for (int64_t i = 0; i < n; i++)
 #pragma omp simd
     for (int64_t c = 0; c < V; c++)
       s->values[i * V + c] = v[i * h->value_stride + c] - feedback_decay[i] * s->values[i * V + c];
-  comba_gemm_serial('N', 'N', n, V, n, 1, s->inverse, CHUNK, s->values, V, 0, errors, error_stride);
+  chunk_triangle_product('N', n, V, 1, s->inverse, CHUNK, s->values, V, 0, errors, error_stride);
 
-  comba_gemm_serial('N', 'N', n, V, K, h->scale, q, stride, s->state, V, 0, o, h->value_stride);
+  chunk_product('N', 'N', n, V, K, h->scale, q, stride, s->state, V, 0, o, h->value_stride);
   for (int64_t i = 0; i < n; i++)
 #pragma omp simd
     for (int64_t c = 0; c < V; c++) o[i * h->value_stride + c] *= d.in[i];
-  comba_gemm_serial('N', 'N', n, V, n, 1, s->score, CHUNK, errors, error_stride, 1, o, h->value_stride);
+  chunk_triangle_product('N', n, V, 1, s->score, CHUNK, errors, error_stride, 1, o, h->value_stride);
 
   for (int64_t i = 0; i < n; i++)
 #pragma omp simd
     for (int64_t c = 0; c < V; c++) s->values[i * V + c] = betas[i] * d.out[i] * errors[i * error_stride + c];
-  comba_gemm_serial('T', 'N', K, V, n, 1, k, stride, s->values, V, d.total, s->state, V);
+  chunk_product('T', 'N', K, V, n, 1, k, stride, s->values, V, d.total, s->state, V);
 }
 
 void COMBA_VARIANT(comba_delta_rule_chunk_forward)(const delta_rule_head *h, real *scratch) {
@@ -160,6 +181,7 @@ static void score_gradients(const delta_rule_head *h, int64_t n, const real *bet
 /* s->state holds the gradient of S' on entry and that of S on return. */
 static void backward_chunk(const delta_rule_head *h, int64_t start, int64_t n, chunk_scratch *s) {
   const int64_t K = h->K, V = h->V, stride = h->key_stride, value_stride = h->value_stride;
+  const int64_t turned_stride = whole_blocks(K);
   const real *q = h->q + start * stride, *k = h->k + start * stride, *p = h->p + start * stride;
   const real *errors = h->errors + start * value_stride, *state = h->states + start / CHUNK * h->state_stride;
   real *dq = h->dq ? h->dq + start * stride : NULL, *dk = h->dk ? h->dk + start * stride : NULL;
@@ -180,7 +202,7 @@ static void backward_chunk(const delta_rule_head *h, int64_t start, int64_t n, c
   for (int64_t i = 0; i < n; i++)
 #pragma omp simd
     for (int64_t c = 0; c < V; c++) s->rest[i * V + c] = betas[i] * errors[i * value_stride + c];
-  comba_gemm_serial('N', 'N', n, V, K, 1, k, stride, s->state, V, 0, s->carried, V);
+  chunk_product('N', 'N', n, V, K, 1, k, stride, s->state, V, 0, s->carried, V);
   for (int64_t i = 0; i < n; i++) {
 #pragma omp simd
     for (int64_t c = 0; c < V; c++) s->carried[i * V + c] *= d.out[i];
@@ -189,10 +211,11 @@ static void backward_chunk(const delta_rule_head *h, int64_t start, int64_t n, c
   const real *output_gradient = h->output_gradient ? h->output_gradient + start * value_stride : s->output;
   const int64_t output_stride = h->output_gradient ? value_stride : V;
   if (!h->output_gradient) memset(s->output, 0, (size_t)(n * V) * sizeof(real));
-  comba_gemm_serial('T', 'N', n, V, n, 1, s->score, CHUNK, output_gradient, output_stride, 1, s->carried, V);
-  comba_gemm_serial('T', 'N', n, V, n, 1, s->inverse, CHUNK, s->carried, V, 0, s->values, V);
-  comba_gemm_serial('N', 'T', n, n, V, 1, output_gradient, output_stride, s->rest, V, 0, s->score_gradient, CHUNK);
-  comba_gemm_serial('N', 'T', n, n, V, 1, s->values, V, s->rest, V, 0, s->feedback_gradient, CHUNK);
+  chunk_triangle_product('T', n, V, 1, s->score, CHUNK, output_gradient, output_stride, 1, s->carried, V);
+  chunk_triangle_product('T', n, V, 1, s->inverse, CHUNK, s->carried, V, 0, s->values, V);
+  chunk_transpose(n, V, s->rest, V, s->turned, CHUNK);
+  chunk_scores(n, V, 1, output_gradient, output_stride, s->turned, s->score_gradient);
+  chunk_scores(n, V, 1, s->values, V, s->turned, s->feedback_gradient);
   score_gradients(h, n, betas, s, &paths);
 
   for (int64_t i = 0; i < n; i++) {
@@ -217,23 +240,25 @@ static void backward_chunk(const delta_rule_head *h, int64_t start, int64_t n, c
     }
   }
 
-  comba_gemm_serial('N', 'T', n, K, V, 1, s->output, V, state, V, 0, s->keys, K);
+  chunk_transpose(K, V, state, V, s->turned, turned_stride);
+  chunk_product('N', 'N', n, K, V, 1, s->output, V, s->turned, turned_stride, 0, s->keys, K);
   chunk_add_rows(n, K, s->keys, q, stride, h->accumulate[Q], dq, paths.from_state);
-  if (dq) comba_gemm_serial('N', 'N', n, K, n, 1, s->score_gradient, CHUNK, k, stride, 1, dq, stride);
-  if (dk) {
-    comba_gemm_serial('T', 'N', n, K, n, 1, s->score_gradient, CHUNK, q, stride, h->accumulate[KEY], dk, stride);
-    comba_gemm_serial('T', 'N', n, K, n, 1, s->feedback_gradient, CHUNK, p, stride, 1, dk, stride);
-    comba_gemm_serial('N', 'T', n, K, V, 1, s->rest, V, s->state, V, 1, dk, stride);
+  if (dq) chunk_triangle_product('N', n, K, 1, s->score_gradient, CHUNK, k, stride, 1, dq, stride);
+  chunk_product('N', 'N', n, K, V, 1, s->values, V, s->turned, turned_stride, 0, s->keys, K);
+  if (dk) { /* before dp, which may be the same */
+    chunk_triangle_product('T', n, K, 1, s->score_gradient, CHUNK, q, stride, h->accumulate[KEY], dk, stride);
+    chunk_triangle_product('T', n, K, 1, s->feedback_gradient, CHUNK, p, stride, 1, dk, stride);
+    chunk_transpose(K, V, s->state, V, s->turned, turned_stride);
+    chunk_product('N', 'N', n, K, V, 1, s->rest, V, s->turned, turned_stride, 1, dk, stride);
   }
-  comba_gemm_serial('N', 'T', n, K, V, 1, s->values, V, state, V, 0, s->keys, K);
   chunk_add_rows(n, K, s->keys, p, stride, h->accumulate[P], dp, inner);
-  if (dp) comba_gemm_serial('N', 'N', n, K, n, 1, s->feedback_gradient, CHUNK, k, stride, 1, dp, stride);
+  if (dp) chunk_triangle_product('N', n, K, 1, s->feedback_gradient, CHUNK, k, stride, 1, dp, stride);
   for (int64_t i = h->after_decay ? 0 : 1; i < n; i++) paths.from_state[i - !h->after_decay] += inner[i];
   paths.across = chunk_across(d.total, state, s->state, K, V);
   chunk_gate_gradient(n, &paths, h->accumulate[GATE], h->dg ? h->dg + start * h->value_heads : NULL, h->value_heads);
 
-  comba_gemm_serial('T', 'N', K, V, n, 1, q, stride, s->output, V, d.total, s->state, V);
-  comba_gemm_serial('T', 'N', K, V, n, 1, p, stride, s->values, V, 1, s->state, V);
+  chunk_product('T', 'N', K, V, n, 1, q, stride, s->output, V, d.total, s->state, V);
+  chunk_product('T', 'N', K, V, n, 1, p, stride, s->values, V, 1, s->state, V);
 }
 
 void COMBA_VARIANT(comba_delta_rule_chunk_backward)(const delta_rule_head *h, real *scratch) {

@@ -44,7 +44,8 @@ static task_context context_of(const void *attributes, const comba_shape *input,
   const comba_mode mode = ((const comba_diagonal_decay_attributes *)attributes)->mode;
   task_context x = {.call = call, .size = size_of(input)};
   const int64_t length = x.size.tokens / x.size.sequences, K = x.size.K, V = x.size.V;
-  x.chunks = scan_in_chunks(mode, length, K, V, x.size.readers > 1 ? LEAST_STATE_LOW_RANK : LEAST_STATE);
+  x.chunks =
+      scan_in_chunks(mode, length, K, V, x.size.readers > 1 ? LEAST_STATE_LOW_RANK : LEAST_STATE, CHUNK_MIN_WORK);
   x.width = x.chunks ? V : scan_tile_width(length, K, V);
   x.tiles = (x.size.V + x.width - 1) / x.width;
   return x;

@@ -75,7 +75,7 @@ static comba_status infer(comba_signature *s) {
                       (long long)attributes->steps, attributes->lower_bound);
 
   const scalar_size size = size_of(&s->input[KEY], &s->input[CU_SEQLENS]);
-  const scalar_tasks x = scalar_tasks_of(&size, attributes->mode, LEAST_STATE, NULL);
+  const scalar_tasks x = scalar_tasks_of(&size, attributes->mode, LEAST_STATE, CHUNK_MIN_WORK, NULL);
   const int64_t parameters = size.heads * size.K, rows = size.tokens * parameters;
   const int64_t solve = scan_slots(systems_of(&size)) * solve_scratch(&x);
   s->forward_workspace = parameters + systems_of(&size) * size.K * size.K +
@@ -94,7 +94,9 @@ static comba_status infer(comba_signature *s) {
 static problem problem_of(const comba_call *call, real *lambda) {
   const comba_mesa_attributes *attributes = call->attributes;
   const scalar_size size = size_of(&call->input[KEY].shape, &call->input[CU_SEQLENS].shape);
-  problem p = {.call = call, .tasks = scalar_tasks_of(&size, attributes->mode, LEAST_STATE, call), .lambda = lambda};
+  problem p = {.call = call,
+               .tasks = scalar_tasks_of(&size, attributes->mode, LEAST_STATE, CHUNK_MIN_WORK, call),
+               .lambda = lambda};
   p.steps = attributes->steps ? attributes->steps : DEFAULT_STEPS;
   p.states = call->saved[STATES].data;
   for (int64_t i = 0; i < size.heads * size.K; i++)

@@ -44,12 +44,12 @@ typedef struct scalar_tasks {
   int64_t width, tiles; /* forward: heads in chunks, and tiles of a head's columns token by token */
 } scalar_tasks;
 
-/* least_state: of scan_in_chunks. */
+/* least_state, least_work: of scan_in_chunks. */
 static inline scalar_tasks scalar_tasks_of(const scalar_size *size, comba_mode mode, int64_t least_state,
-                                           const comba_call *call) {
+                                           int64_t least_work, const comba_call *call) {
   const int64_t length = size->tokens / size->sequences;
   scalar_tasks x = {.call = call, .size = *size};
-  x.chunks = scan_in_chunks(mode, length, size->K, size->V, least_state);
+  x.chunks = scan_in_chunks(mode, length, size->K, size->V, least_state, least_work);
   x.width = x.chunks ? size->V : scan_tile_width(length, size->K, size->V);
   x.tiles = (size->V + x.width - 1) / x.width;
   return x;

@@ -76,7 +76,7 @@ static comba_status infer(comba_signature *s) {
   if (status != COMBA_OK) return status;
 
   const scalar_size size = scalar_size_of(&s->input[Q], &s->input[KEY], &s->input[VALUE], &s->input[CU_SEQLENS]);
-  const scalar_tasks x = scalar_tasks_of(&size, attributes->mode, LEAST_STATE, NULL);
+  const scalar_tasks x = scalar_tasks_of(&size, attributes->mode, LEAST_STATE, CHUNK_MIN_WORK, NULL);
   s->forward_workspace = scan_slots(scalar_forward_tasks(&x)) * scratch_size(&x, x.width, false);
   s->backward_workspace = scan_slots(scalar_backward_tasks(&x)) * scratch_size(&x, size.V, true);
 
@@ -90,7 +90,7 @@ static scalar_tasks tasks_of(const comba_call *call) {
   const comba_scalar_decay_attributes *attributes = call->attributes;
   const scalar_size size = scalar_size_of(&call->input[Q].shape, &call->input[KEY].shape, &call->input[VALUE].shape,
                                           &call->input[CU_SEQLENS].shape);
-  return scalar_tasks_of(&size, attributes->mode, LEAST_STATE, call);
+  return scalar_tasks_of(&size, attributes->mode, LEAST_STATE, CHUNK_MIN_WORK, call);
 }
 
 static void forward_task(const void *context, int64_t task, real *scratch) {

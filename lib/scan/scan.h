@@ -1,6 +1,6 @@
 /* What the state engines share: chunk length, saved states, how tasks are dealt to slots, small kernels.
  *
- * Scratch: the tasks are dealt to at most COMBA_BLOCKS slots, each with scratch of its own in call->workspace, and a slot
+ * Scratch: the tasks are dealt to at most COMBA_BLOCKS slots, for each of which call->workspace has scratch, and a slot
  * runs its tasks one after the other. So the size is known to `infer`, does not grow with the batch beyond COMBA_BLOCKS
  * tasks, and neither it nor the result depends on the number of threads. */
 #ifndef COMBA_SCAN_SCAN_H
@@ -19,13 +19,14 @@ enum {
 };
 
 /* Whether a call runs in chunks. The rule of COMBA_MODE_AUTO, from the times in docs/scalar_decay.md, delta_rule.md and
- * diagonal_decay.md: where the state has at least `least_state` numbers, a bound of each engine, and the sequences hold enough
- * tokens on average to pay for what a chunk costs at any length. It looks at shapes alone: a run is the same on every machine. */
+ * diagonal_decay.md: where the state has at least `least_state` numbers and a sequence, on average, `least_work` numbers times tokens to pay for
+ * what a chunk costs at any length: bounds of each engine. It looks at shapes alone: a run is the same on every machine. */
 enum { CHUNK_MIN_LENGTH = 4, CHUNK_MIN_WORK = 1 << 16 };
 
-static inline bool scan_in_chunks(comba_mode mode, int64_t length, int64_t K, int64_t V, int64_t least_state) {
+static inline bool scan_in_chunks(comba_mode mode, int64_t length, int64_t K, int64_t V, int64_t least_state,
+                                  int64_t least_work) {
   if (mode != COMBA_MODE_AUTO) return mode == COMBA_MODE_CHUNK;
-  return K * V >= least_state && length >= CHUNK_MIN_LENGTH && length >= CHUNK_MIN_WORK / (K * V);
+  return K * V >= least_state && length >= CHUNK_MIN_LENGTH && length >= least_work / (K * V);
 }
 
 static inline real scan_dot(const real *a, const real *b, int64_t n) {
@@ -106,9 +107,9 @@ static inline void scan_deal(int64_t tasks, real *workspace, int64_t scratch_siz
   const int64_t slots = scan_slots(tasks);
 #pragma omp parallel for schedule(dynamic)
   for (int64_t slot = 0; slot < slots; slot++) {
+    real *const scratch = workspace + comba_scratch_of(slot, slots) * scratch_size;
     const int64_t end = comba_block_start(tasks, slots, slot + 1);
-    for (int64_t task = comba_block_start(tasks, slots, slot); task < end; task++)
-      run(context, task, workspace + slot * scratch_size);
+    for (int64_t task = comba_block_start(tasks, slots, slot); task < end; task++) run(context, task, scratch);
   }
 }
 

@@ -1,5 +1,5 @@
 /* The inverse of a unit lower triangular matrix of one chunk. */
-#include "core/gemm.h"
+#include "scan/chunk_product.h"
 #include "scan/scan.h"
 
 /* One block on the diagonal. Row j, once final, is taken from all rows below it: the block stays in vector registers. */
@@ -24,9 +24,9 @@ void COMBA_VARIANT(comba_unit_lower_inverse)(int64_t n, const real *L, real *inv
   for (int64_t side = BLOCK; side < n; side *= 2)
     for (int64_t block = 0; block + side < n; block += 2 * side) {
       const int64_t corner = (block + side) * CHUNK + block;
-      comba_gemm_serial('N', 'N', side, side, side, 1, L + corner, CHUNK, inverse + block * CHUNK + block, CHUNK, 0,
-                        product, CHUNK);
-      comba_gemm_serial('N', 'N', side, side, side, -1, inverse + corner + side, CHUNK, product, CHUNK, 0,
-                        inverse + corner, CHUNK);
+      chunk_product('N', 'N', side, side, side, 1, L + corner, CHUNK, inverse + block * CHUNK + block, CHUNK, 0,
+                    product, CHUNK);
+      chunk_triangle_product('N', side, side, -1, inverse + corner + side, CHUNK, product, CHUNK, 0, inverse + corner,
+                             CHUNK);
     }
 }
