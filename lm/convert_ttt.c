@@ -12,7 +12,7 @@
         {"bos_token_id", "bos_token_id", "1"}, {"eos_token_id", "eos_token_id", "2"},                                  \
         {"mini_batch_size", "mini_batch_size", "16"}, {"ttt_base_lr", "ttt_base_lr", "1.0"},                           \
         {"rope_theta", "rope_theta", "10000.0"}, {"use_gate", "use_gate", "false"}, {"share_qk", "share_qk", "false"}, \
-        {"conv_kernel", "conv_size", "4"}, {"pre_conv", NULL, "false"}, {"hidden_act", NULL, "\"silu\""}, {            \
+        {"conv_kernel", "conv_size", "4"}, {"pre_conv", "pre_conv", "false"}, {"hidden_act", NULL, "\"silu\""}, {      \
       0                                                                                                                \
     }                                                                                                                  \
   }
@@ -25,6 +25,9 @@ static const comba_convert_field mlp_fields[] = FIELDS("\"mlp\"");
 #define INNER(name) SAME("seq_modeling_block." name, "attn." name)
 static const comba_convert_tensor tensors[] = {
     {"model.embed_tokens.weight", "model.embeddings.weight", COMBA_CONVERT_SAME},
+    SAME("conv.norm.weight", "conv.norm.weight"),
+    SAME("conv.conv.weight", "conv.conv.weight"),
+    SAME("conv.conv.bias", "conv.conv.bias"),
     SAME("seq_norm.weight", "attn_norm.weight"),
     SAME("ffn_norm.weight", "mlp_norm.weight"),
     SAME("mlp.gate_proj.weight", "mlp.gate_proj.weight"),

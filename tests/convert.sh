@@ -63,11 +63,9 @@ round_trip ttt linear
 grep -q -a model.layers.1.seq_modeling_block.ttt_norm_weight linear-ttt/model.safetensors || fail "ttt: a name is missing"
 make gated '{"model_type": "ttt_linear", "num_heads": 2, "use_gate": true, "share_qk": true, "conv_size": 3, '"$small}"
 round_trip ttt gated
-make hidden '{"model_type": "ttt_mlp", "num_heads": 2, "ttt_base_lr": 0.1, "mini_batch_size": 4, '"$small}"
+make hidden '{"model_type": "ttt_mlp", "num_heads": 2, "ttt_base_lr": 0.1, "mini_batch_size": 4, "pre_conv": true, '"$small}"
 round_trip ttt_mlp hidden
-sed 's/"pre_conv": *false/"pre_conv": true/' gated-ttt/config.json >config.json
-mv config.json gated-ttt/config.json
-refuses "pre_conv is true, expected false" "$lm" convert --from ttt gated-ttt --output new
+grep -q -a model.layers.1.conv.conv.bias hidden-ttt_mlp/model.safetensors || fail "ttt_mlp: no convolution before the block"
 refuses "ttt_layer_type is \"mlp\", expected \"linear\"" "$lm" convert --from ttt hidden-ttt_mlp --output new
 
 make goose '{"model_type": "rwkv7", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 256, "fuse_norm": false}'

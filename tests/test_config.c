@@ -92,6 +92,7 @@ START_TEST(defaults_and_names_of_the_mixers_are_flas) {
       {"{\"model_type\": \"mesa_net\", \"use_gate\": true}", "\"use_output_gate\": true,"},
       {"{\"model_type\": \"mesa_net\", \"use_output_gate\": false, \"use_gate\": true}", "\"use_output_gate\": false,"},
       {"{\"model_type\": \"gla\", \"elementwise_affine\": null}", "\"elementwise_affine\": false,"},
+      {"{\"model_type\": \"comba\", \"eos_token_id\": [7, 9]}", "\"eos_token_id\": [7, 9],"},
   };
   for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
     comba_config *config = parse(rows[i].text);
@@ -319,7 +320,6 @@ static const struct {
     {"{\"model_type\": \"comba_vision\", \"train_scan_type\": \"snake\"}",
      "train_scan_type is \"snake\", expected one of \"uni-scan\""},
     {"{\"model_type\": \"comba_vision\", \"train_scan_type\": null}", "train_scan_type is null"},
-    {"{\"model_type\": \"comba_vision\", \"use_mask_token\": true}", "use_mask_token is true, which is not supported"},
     {"{\"model_type\": \"comba_vision\", \"id2label\": [\"a\"]}", "id2label is an array of 1"},
     {"{\"model_type\": \"comba_vision\", \"id2label\": {\"0\": 7}}", "id2label: '0' is 7"},
     {"{\"model_type\": \"transformer\", \"num_heads\": 5}", "num_heads is 5"},
@@ -369,6 +369,7 @@ static void list_bad_values(const comba_field *field, char values[16][64], int *
       [COMBA_FIELD_NUMBER] = {"\"0.5\"", "true", "[1]", "{}", "NaN", "Infinity", "-Infinity", "{\"__float__\": \"x\"}"},
       [COMBA_FIELD_CHOICE] = {"\"\"", "\"no such choice\"", "0", "true", "[\"relu\"]", "{}"},
       [COMBA_FIELD_LAYERS] = {"\"4\"", "4.5", "true", "[]", "{}", "[4, 5]", "9223372036854775807"},
+      [COMBA_FIELD_TOKENS] = {"\"4\"", "4.5", "true", "[]", "{}", "[4, -5]", "[null, 4]", "9223372036854775807"},
       [COMBA_FIELD_RANGE] = {"\"0\"", "1", "true", "[]", "[1]", "[2, 1]", "[NaN, 1]", "[0, 1, 2]"},
   };
   *count = 0;

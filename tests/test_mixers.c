@@ -31,7 +31,7 @@ static comba_model *create_sized(int index, const char *suffix, int heads, int h
 }
 
 static comba_model *create(int index) {
-  return create_sized(index, "", 2, HIDDEN / 2, "\"vocab_size\": 23, \"intermediate_size\": 24");
+  return create_sized(index, "", 2, HIDDEN / 2, "\"vocab_size\": 23, \"intermediate_size\": 24, \"pre_conv\": true");
 }
 
 static float forward(comba_model *model, const int32_t *ids, int64_t batch, int64_t length, comba_pass pass) {

@@ -31,6 +31,10 @@ static double relu(double x) {
   return x > 0 ? x : 0;
 }
 
+static double log_sigmoid(double x) {
+  return -oracle_softplus(-x);
+}
+
 static double elu_plus_one(double x) {
   return x > 0 ? x + 1 : exp(x);
 }
@@ -196,6 +200,7 @@ static const recurrence_case cases[] = {
     LINEAR(gla, ", no gate, clamp", 2, 2, "'use_output_gate': false, 'clamp_min': -0.05, ", .clamp_min = -0.05),
     LINEAR(gla, ", unfused, gelu", 2, 2, "'fuse_norm': false, 'feature_map': 'gelu', 'expand_k': 0.52, ",
            .map = gelu_with_tanh),
+    LINEAR(gla, ", logsigmoid", 4, 2, "'feature_map': 'logsigmoid', ", .map = log_sigmoid),
     LINEAR(gla, ", norm without weight", 2, 2, "'elementwise_affine': false, "),
     LINEAR(hgrn2, "", 2, 2, "'expand_ratio': 8, ", .lower_bounds = true),
     LINEAR(hgrn2, ", convolution, no bounds", 4, 4,
@@ -286,12 +291,14 @@ static const recurrence_case cases[] = {
 
     TTT_MLP("", "", 1, 10000),
     TTT_MLP(", shared q and k, gate", "'share_qk': true, 'conv_size': 3, 'use_gate': true, ", 1, 10000),
+    TTT_MLP(", convolution before the block", "'pre_conv': true, ", 1, 10000),
     TTT_MLP(", mini-batches of 5, slow", "'mini_batch_size': 5, 'ttt_base_lr': 0.1, 'rope_theta': 100, ", 0.1, 100),
 
     MEMORY(ttt_linear, "", 16, 1, ""),
     MEMORY(ttt_linear, ", gate, shared q and k", 5, 3,
            "'use_gate': true, 'share_qk': true, 'conv_size': 3, 'mini_batch_size': 5, 'ttt_base_lr': 3, "),
     MEMORY(ttt_linear, ", token by token", 1, 1, "'mini_batch_size': 1, "),
+    MEMORY(ttt_linear, ", convolution before the block", 16, 1, "'pre_conv': true, 'conv_size': 3, "),
     MEMORY(titans, "", 16, 0.03125, ""),
     MEMORY(titans, ", token by token, zeros first", 1, 0.3,
            "'chunk_size': 1, 'base_lr': 0.3, 'learn_memory': false, 'expand_v': 0.5, "),

@@ -2,8 +2,9 @@
 
 #include "mixers/projection.h"
 
-const char *const comba_activation_names[] = {"sigmoid", "silu",   "swish", "gelu", "tanh",
-                                              "relu",    "sqrelu", "relu2", NULL};
+const char *const comba_activation_names[] = {"sigmoid", "silu",   "swish", "gelu",       "tanh",
+                                              "relu",    "sqrelu", "relu2", "logsigmoid", NULL};
+enum { LOG_SIGMOID = 8 }; /* its place among the names: an operator of its own */
 static const comba_function activations[] = {COMBA_SIGMOID, COMBA_SILU, COMBA_SILU,         COMBA_GELU,
                                              COMBA_TANH,    COMBA_RELU, COMBA_SQUARED_RELU, COMBA_SQUARED_RELU};
 
@@ -45,6 +46,9 @@ comba_mixer_cost comba_expanded_heads_cost(const void *config, int64_t hidden_si
 
 comba_tensor *comba_build_activation_map(comba_build *build, comba_tensor *x, int map, comba_function gelu) {
   if (map < 0) return x;
+  if (map == LOG_SIGMOID)
+    return comba_channel_decay(build->graph, x, NULL, NULL,
+                               (comba_channel_decay_attributes){COMBA_CHANNEL_LOG_SIGMOID, 1, -1e30});
   return comba_activation(build->graph, x, activations[map] == COMBA_GELU ? gelu : activations[map], 1);
 }
 

@@ -57,6 +57,9 @@ typedef struct comba_mixer_row {
   bool trains_padding;                    /* the embedding of pad_token_id is trained like any other */
   const comba_block *block;               /* NULL: the usual one */
   const comba_packed *packed;             /* NULL: none */
+  /* Taps of a convolution that the blocks of a language model begin with, as a residual branch: x += conv(RMSNorm(x)). NULL, or 0:
+   * there is none. */
+  int64_t (*front_taps)(const void *config);
   size_t config_size;
   /* Checks what the schema cannot (sizes that must divide); NULL: nothing to check. */
   comba_status (*check)(const void *config, int64_t hidden_size);

@@ -2,6 +2,8 @@
 
 #include <stddef.h>
 
+#include "mixers/projection.h"
+
 /* Of the inner norm and of post_norm; the released layer fixes both */
 static const double NORM_EPSILON = 1e-6;
 
@@ -20,7 +22,9 @@ const comba_field comba_ttt_fields[] = {
     {"share_qk", COMBA_FIELD_BOOLEAN, FIELD(share_qk), .default_value = 0,
      .help = "q and k are two convolutions of one projection"},
     {"conv_size", COMBA_FIELD_INTEGER, FIELD(conv_size), .default_value = 4, .minimum = 1, .maximum = 64,
-     .help = "taps of the convolutions of share_qk"},
+     .help = "taps of the convolutions of share_qk and pre_conv"},
+    {"pre_conv", COMBA_FIELD_BOOLEAN, FIELD(pre_conv), .default_value = 0,
+     .help = "each block begins with x += conv(RMSNorm(x)), a causal depthwise convolution"},
     {0}};
 
 comba_status comba_ttt_check(const void *opaque, int64_t hidden_size) {
@@ -30,21 +34,6 @@ comba_status comba_ttt_check(const void *opaque, int64_t hidden_size) {
                       "num_heads is %lld, expected a divisor of hidden_size %lld with heads of even size",
                       (long long)c->num_heads, (long long)hidden_size);
   return COMBA_OK;
-}
-
-/* A causal depthwise convolution NAME of x (B,T,d), with a bias and no activation */
-static comba_tensor *convolution(comba_build *build, const comba_ttt *c, const char *name, comba_tensor *x) {
-  if (!x) return NULL;
-  const int64_t d = x->shape.size[2], taps = c->conv_size;
-  const size_t length = comba_build_enter(build, "%s", name);
-  comba_tensor *weight = comba_build_parameter(build, "weight", COMBA_SHAPE(d, 1, taps), COMBA_ROLE_CONVOLUTION,
-                                               build->convolution_initial);
-  comba_tensor *bias = comba_build_vector(build, "bias", d, 0), *after = NULL;
-  comba_build_leave(build, length);
-  comba_tensor *before = taps > 1 ? comba_build_state(build, name, COMBA_SHAPE(build->batch, taps - 1, d)) : NULL;
-  comba_tensor *y = comba_short_convolution(build->graph, x, weight, bias, before, build->cu_seqlens, false, &after);
-  comba_build_update(build, before, after);
-  return y;
 }
 
 /* Heads of x, turned by the position in the mini-batch */
@@ -67,13 +56,18 @@ static comba_tensor *learned_rate(comba_build *build, const comba_ttt *c, comba_
   return comba_activation(graph, x, COMBA_SIGMOID, c->ttt_base_lr / (double)(d / H));
 }
 
+int64_t comba_ttt_front_taps(const void *opaque) {
+  const comba_ttt *c = opaque;
+  return c->pre_conv ? c->conv_size : 0;
+}
+
 comba_ttt_operands comba_build_ttt(comba_build *build, const comba_ttt *c, comba_tensor *x) {
   const int64_t d = x->shape.size[2], H = c->num_heads, F = d / H;
   const comba_shape heads = COMBA_SHAPE(build->batch, build->length, H, F);
   comba_tensor *q = comba_build_linear(build, "q_proj", x, d, false), *k;
   if (c->share_qk) {
-    k = convolution(build, c, "conv_k", q);
-    q = convolution(build, c, "conv_q", q);
+    k = comba_build_convolution(build, "conv_k", q, c->conv_size, false, true);
+    q = comba_build_convolution(build, "conv_q", q, c->conv_size, false, true);
   } else {
     k = comba_build_linear(build, "k_proj", x, d, false);
   }

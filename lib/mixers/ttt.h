@@ -10,18 +10,20 @@
 typedef struct comba_ttt {
   int64_t num_heads, mini_batch_size, conv_size;
   double ttt_base_lr, rope_theta;
-  bool use_gate, share_qk;
+  bool use_gate, share_qk, pre_conv;
 } comba_ttt;
 
 /* The schema of it. */
 extern const comba_field comba_ttt_fields[];
 
-/* `check` of a mixer's row. */
+/* `check` and `front_taps` of a mixer's row. */
 comba_status comba_ttt_check(const void *config, int64_t hidden_size);
+int64_t comba_ttt_front_taps(const void *config);
 /* What their rows share. */
 #define COMBA_TTT_ROW                                                                                                  \
   .source = "Learning to (Learn at Test Time): RNNs with Expressive Hidden States, arXiv 2407.04620",                  \
-  .fields = comba_ttt_fields, .config_size = sizeof(comba_ttt), .check = comba_ttt_check
+  .fields = comba_ttt_fields, .config_size = sizeof(comba_ttt), .check = comba_ttt_check,                              \
+  .front_taps = comba_ttt_front_taps
 
 /* Operands of a memory: q, k, v (B,T,H,F), rate (B,T,H), token_offset (mini_batch_size), norm_weight, norm_bias (H,F). */
 typedef struct comba_ttt_operands {

@@ -215,6 +215,9 @@ static comba_status check_sizes(const comba_config *config) {
                         config->pad_token_id, config->vocab_size);
     return COMBA_OK;
   }
+  if (config->mixer->front_taps && config->mixer->front_taps(config->mixer_config))
+    return comba_fail(COMBA_ERROR_UNSUPPORTED,
+                      "pre_conv is true, expected false in a vision model, whose blocks differ");
   if (config->tokenizer_convolutions == 0 && config->image_size % config->patch_size != 0)
     return comba_fail(COMBA_ERROR_ARGUMENT, "patch_size is %" PRId64 ", expected a divisor of image_size %" PRId64,
                       config->patch_size, config->image_size);
@@ -392,6 +395,17 @@ cleanup:
   return status;
 }
 
+/* Token ids that came as a list stay one: the config has the first alone. */
+static comba_status keep_token_lists(const comba_config *config, json_t *json) {
+  for (const comba_field *field = kind_fields(config); field->name; field++) {
+    json_t *read = json_object_get(config->json, field->name);
+    if (field->type != COMBA_FIELD_TOKENS || !json_is_array(read)) continue;
+    const comba_status status = set(json, field->name, json_incref(read));
+    if (status != COMBA_OK) return status;
+  }
+  return COMBA_OK;
+}
+
 /* transformers finds the class to build by this name. */
 static json_t *architectures(const comba_config *config) {
   json_t *read = json_object_get(config->json, "architectures");
@@ -408,6 +422,7 @@ comba_status comba_config_write(const comba_config *config, char **text) {
   COMBA_TRY(comba_fields_write(comba_schema_common, config, json));
   COMBA_TRY(comba_fields_write(kind_fields(config), config, json));
   COMBA_TRY(comba_fields_write(config->mixer->fields, config->mixer_config, json));
+  COMBA_TRY(keep_token_lists(config, json));
   COMBA_TRY(write_attention(config, json));
   COMBA_TRY(keep_unknown(json, config->json));
   status = comba_json_write(json, text);

@@ -26,7 +26,8 @@ void comba_field_store(const comba_field *field, void *object, double value) {
   switch (field->type) {
   case COMBA_FIELD_BOOLEAN: *(bool *)at = value != 0; break;
   case COMBA_FIELD_INTEGER:
-  case COMBA_FIELD_LAYERS: *(int64_t *)at = (int64_t)value; break;
+  case COMBA_FIELD_LAYERS:
+  case COMBA_FIELD_TOKENS: *(int64_t *)at = (int64_t)value; break;
   case COMBA_FIELD_NUMBER: *(double *)at = value; break;
   case COMBA_FIELD_CHOICE: *(int *)at = (int)value; break;
   case COMBA_FIELD_RANGE:
@@ -41,7 +42,8 @@ static double load(const comba_field *field, const void *object) {
   switch (field->type) {
   case COMBA_FIELD_BOOLEAN: return *(const bool *)at;
   case COMBA_FIELD_INTEGER:
-  case COMBA_FIELD_LAYERS: return (double)*(const int64_t *)at;
+  case COMBA_FIELD_LAYERS:
+  case COMBA_FIELD_TOKENS: return (double)*(const int64_t *)at;
   case COMBA_FIELD_NUMBER:
   case COMBA_FIELD_RANGE: return *(const double *)at;
   case COMBA_FIELD_CHOICE: return *(const int *)at;
@@ -75,6 +77,10 @@ static const char *expectation(const comba_field *field, char text[EXPECTATION])
       used += (size_t)snprintf(text + used, EXPECTATION - used, " from %.12g to %.12g", field->minimum, field->maximum);
     break;
   case COMBA_FIELD_LAYERS: used = (size_t)snprintf(text, EXPECTATION, "an integer, or an array of equal ones"); break;
+  case COMBA_FIELD_TOKENS:
+    used = (size_t)snprintf(text, EXPECTATION, "an integer from %.12g to %.12g, or an array of such", field->minimum,
+                            field->maximum);
+    break;
   case COMBA_FIELD_CHOICE:
     for (int i = 0; field->choices[i] && used < EXPECTATION; i++)
       used += (size_t)snprintf(text + used, EXPECTATION - used, "%s\"%s\"", i ? ", " : "one of ", field->choices[i]);
@@ -96,6 +102,13 @@ static bool parse_range(const comba_field *field, double range[2], const json_t 
   return true;
 }
 
+static bool parse_integer(const comba_field *field, void *object, const json_t *value) {
+  /* Beyond 2^53 the double rounds, but no bound of a field is there. */
+  if (!json_is_integer(value) || !in_range(field, (double)json_integer_value(value))) return false;
+  *(int64_t *)member(field, object) = json_integer_value(value);
+  return true;
+}
+
 /* False: the value is of the wrong type or out of range. */
 static bool parse_value(const comba_field *field, void *object, const json_t *value) {
   double number;
@@ -111,15 +124,12 @@ static bool parse_value(const comba_field *field, void *object, const json_t *va
   case COMBA_FIELD_LAYERS:
     for (size_t i = 1; i < json_array_size(value); i++)
       if (!json_equal(json_array_get(value, i), json_array_get(value, 0))) return false;
-    if (json_is_array(value)) value = json_array_get(value, 0);
-    if (!json_is_integer(value) || !in_range(field, (double)json_integer_value(value))) return false;
-    *(int64_t *)member(field, object) = json_integer_value(value);
-    return true;
-  case COMBA_FIELD_INTEGER:
-    /* Beyond 2^53 the double rounds, but no bound of a field is there. */
-    if (!json_is_integer(value) || !in_range(field, (double)json_integer_value(value))) return false;
-    *(int64_t *)member(field, object) = json_integer_value(value);
-    return true;
+    return parse_integer(field, object, json_is_array(value) ? json_array_get(value, 0) : value);
+  case COMBA_FIELD_TOKENS:
+    for (size_t i = json_array_size(value); i-- > 1;)
+      if (!parse_integer(field, object, json_array_get(value, i))) return false;
+    return parse_integer(field, object, json_is_array(value) ? json_array_get(value, 0) : value);
+  case COMBA_FIELD_INTEGER: return parse_integer(field, object, value);
   case COMBA_FIELD_NUMBER:
     if (!comba_json_number(value, &number) || !in_range(field, number)) return false;
     *(double *)member(field, object) = number;
@@ -167,7 +177,8 @@ comba_status comba_fields_write(const comba_field *fields, const void *object, j
       value = json_null();
     else if (field->type == COMBA_FIELD_BOOLEAN)
       value = json_boolean(*(const bool *)at);
-    else if (field->type == COMBA_FIELD_INTEGER || field->type == COMBA_FIELD_LAYERS)
+    else if (field->type == COMBA_FIELD_INTEGER || field->type == COMBA_FIELD_LAYERS ||
+             field->type == COMBA_FIELD_TOKENS)
       value = json_integer(*(const int64_t *)at);
     else if (field->type == COMBA_FIELD_NUMBER)
       value = json_real(*(const double *)at);

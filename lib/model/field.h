@@ -17,6 +17,7 @@ typedef enum comba_field_type {
   COMBA_FIELD_NUMBER,  /* double */
   COMBA_FIELD_CHOICE,  /* int: index into `choices` */
   COMBA_FIELD_LAYERS,  /* int64_t: an integer, or an array that gives the same one for each layer */
+  COMBA_FIELD_TOKENS,  /* int64_t: a token id, or an array of several, of which the first is stored */
   COMBA_FIELD_RANGE,   /* double[2], an array in JSON: the least and the largest value, which may be infinite */
 } comba_field_type;
 

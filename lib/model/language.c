@@ -3,6 +3,7 @@
  * (comba_block). */
 #include "mixers/attention.h"
 #include "mixers/mixer.h"
+#include "mixers/projection.h"
 #include "model/model_private.h"
 #include "ops/ops.h"
 
@@ -69,11 +70,21 @@ static comba_tensor *mlp(comba_build *build, comba_tensor *x) {
   return y;
 }
 
+static void build_front(comba_build *build, stream *s) {
+  const comba_mixer_row *mixer = build->config->mixer;
+  const int64_t taps = mixer->front_taps ? mixer->front_taps(build->config->mixer_config) : 0;
+  if (!taps) return;
+  const size_t length = comba_build_enter(build, "conv");
+  s->branch = comba_build_convolution(build, "conv", norm(build, "norm", s), taps, false, true);
+  comba_build_leave(build, length);
+}
+
 static void build_layer(comba_build *build, int64_t layer, stream *s) {
   const size_t length = comba_build_enter(build, "layers.%lld", (long long)layer);
   comba_graph_begin_block(build->graph);
   const comba_block *block = build->config->mixer->block;
   if (block && layer == 0) s->x = block->enter(build, build->config->mixer_config, s->x);
+  build_front(build, s);
   s->branch =
       comba_build_layer_mixer(build, layer, norm(build, comba_mixer_names(build->config->mixer)->mixer_norm, s));
   if (build->config->use_mlp) s->branch = mlp(build, norm(build, block ? block->mlp_norm : "mlp_norm", s));

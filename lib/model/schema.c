@@ -48,10 +48,12 @@ const comba_field comba_schema_language[] = {
      .minimum = 1, .maximum = LARGEST_TOKEN, .help = "length that the model was made for; limits nothing"},
     {"pad_token_id", COMBA_FIELD_INTEGER, CONFIG(pad_token_id), .default_value = -1, .minimum = 0,
      .maximum = LARGEST_TOKEN, .nullable = true, .null_value = -1, .help = "token whose embedding is not trained"},
-    {"bos_token_id", COMBA_FIELD_INTEGER, CONFIG(bos_token_id), .default_value = 1, .minimum = 0,
-     .maximum = LARGEST_TOKEN, .nullable = true, .null_value = -1, .help = "token that begins a text"},
-    {"eos_token_id", COMBA_FIELD_INTEGER, CONFIG(eos_token_id), .default_value = 2, .minimum = 0,
-     .maximum = LARGEST_TOKEN, .nullable = true, .null_value = -1, .help = "token that ends a text"},
+    {"bos_token_id", COMBA_FIELD_TOKENS, CONFIG(bos_token_id), .default_value = 1, .minimum = 0,
+     .maximum = LARGEST_TOKEN, .nullable = true, .null_value = -1,
+     .help = "token that begins a text; kept, without effect"},
+    {"eos_token_id", COMBA_FIELD_TOKENS, CONFIG(eos_token_id), .default_value = 2, .minimum = 0,
+     .maximum = LARGEST_TOKEN, .nullable = true, .null_value = -1,
+     .help = "token that ends a text, or several; kept, without effect"},
     {"tie_word_embeddings", COMBA_FIELD_BOOLEAN, CONFIG(tie_word_embeddings), .default_value = 0,
      .help = "the head's weights are the embeddings"},
     {"use_l2warp", COMBA_FIELD_BOOLEAN, CONFIG(use_l2warp), .default_value = 0,
@@ -135,7 +137,6 @@ const comba_mixer_defaults *comba_schema_mixer_defaults(const char *model_type) 
 const comba_fixed_field comba_schema_fixed[] = {
     {"hidden_act", true, false, " \"swish\" \"silu\" "},
     {"attnres_block_size", true, true, " null "},
-    {"use_mask_token", false, true, " false "},
     {0},
 };
 
@@ -145,8 +146,9 @@ bool comba_schema_is_inert(const char *name) {
       "attn_mode", "fuse_norm", "fuse_swiglu", "fuse_cross_entropy", "fuse_linear_cross_entropy", "use_cache",
       "use_l2warp", "attnres_block_size", "hidden_act", "elementwise_affine", "norm_first", "conv_bias",
       "max_position_embeddings", "attention_bias", "pad_token_id", "bos_token_id", "eos_token_id",
-      "tie_word_embeddings", "encoder_stride", "use_mask_token", "use_gk", "use_gv", "use_output_norm", "chunk_size",
-      "residual_in_fp32", "conv_init", "A_init_range", "dt_min", "dt_max", "dt_init_floor", "num_heads",
+      "tie_word_embeddings", "encoder_stride", "use_mask_token", "use_gk", "use_gv", "use_output_norm",
+      "use_short_conv", "conv_size", "chunk_size", "residual_in_fp32", "conv_init", "A_init_range", "dt_min", "dt_max",
+      "dt_init_floor", "num_heads",
       /* transformers: what every config carries */
       "model_type", "architectures", "auto_map", "transformers_version", "_name_or_path", "dtype", "torch_dtype",
       "id2label", "label2id", "num_labels", "problem_type", "return_dict", "output_attentions", "output_hidden_states",

@@ -218,7 +218,12 @@ void oracle_add_branch(oracle_model *oracle, const char *norm, const char *prefi
 
 /* ---- The model ---------------------------------------------------------------------------------------------------- */
 
+static double *front(oracle_model *oracle, const double *x) {
+  return oracle_convolution(oracle, "conv", x);
+}
+
 static void run_block(oracle_model *oracle, double *x) {
+  if (oracle_has(oracle, "conv.conv.weight")) oracle_add_branch(oracle, "conv.norm", "conv", x, front);
   const bool attends = oracle->attention && oracle->attention->layers >> oracle->layer & 1;
   oracle_add_branch(oracle, "attn_norm", "attn", x, attends ? oracle_attend : oracle->family->mix);
   if (oracle_has(oracle, "mlp.up_proj.weight")) oracle_add_branch(oracle, "mlp_norm", "mlp", x, oracle_mlp);

@@ -15,8 +15,8 @@
 typedef struct oracle_model oracle_model;
 typedef struct oracle_weight oracle_weight;
 
-/* All zero but `mix`: a Llama block, x += mix(norm(x)); x += MLP(norm(x)) with the norms attn_norm and mlp_norm, the second
- * line where the layer has weights for it. */
+/* All zero but `mix`: a Llama block, x += conv(norm(x)); x += mix(norm(x)); x += MLP(norm(x)) with the norms conv.norm, attn_norm and
+ * mlp_norm, the first and the last where the layer has weights for it. */
 typedef struct oracle_family {
   double *(*mix)(oracle_model *model, const double *x);
   void (*block)(oracle_model *model, double *x); /* another block: x (T,d) goes through the current layer in place */
