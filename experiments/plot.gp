@@ -1,5 +1,5 @@
 # Differences with their 95 % intervals beside the paper's, one line a row. `data` and `picture` name the files.
-set terminal svg size 960,480 background "white"
+set terminal svg noenhanced size 960,480 background "white"
 set output picture
 set datafile separator "\t"
 set multiplot layout 1,2

@@ -1,6 +1,6 @@
 # A line a mixer: its mean as a cross, its seeds as circles. Columns of `data`: number, name, mean, one seed's score; `picture` names
 # the file.
-set terminal svg size 720,520 background "white"
+set terminal svg noenhanced size 720,520 background "white"
 set output picture
 set datafile separator "\t"
 stats data using 1 nooutput

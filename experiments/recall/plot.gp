@@ -1,6 +1,6 @@
 # Above, a heat map of accuracy: a line a mixer and width, a column a test set. Below, the same as curves. Columns of `data`: mixer,
 # width, set, accuracy, number of the set; `picture` names the file.
-set terminal svg size 820,960 background "white"
+set terminal svg noenhanced size 820,960 background "white"
 set output picture
 set datafile separator "\t"
 names = system("cut -f1,2 '".data."' | tr '\\t' '@' | awk '!seen[$0]++' | tr '\\n' ' '")
