@@ -320,7 +320,9 @@ cuda_sources = \
 	lib/scan/attention.cu \
 	lib/scan/attention_decode.cu \
 	lib/scan/cuda_scalar.cu \
+	lib/scan/cuda_scalar_decode.cu \
 	lib/scan/cuda_scalar_gradient.cu \
+	lib/scan/cuda_scalar_scan.cu \
 	lib/scan/delta_rule.cu \
 	lib/scan/diagonal_decay.cu \
 	lib/scan/memory.cu \
@@ -341,6 +343,7 @@ cuda_headers = \
 	lib/scan/cuda_block.h \
 	lib/scan/cuda_chunks.h \
 	lib/scan/cuda_diagonal.h \
+	lib/scan/cuda_fragment.h \
 	lib/scan/cuda_inner_loss.h \
 	lib/scan/cuda_memory.h \
 	lib/scan/cuda_memory_map.h \

@@ -1,3 +1,6 @@
+/* Forward of cuda_scalar.h: what each chunk has by itself (find_chunks), the states from chunk to chunk (cuda_scalar_scan.cu), and the
+ * output, o = scale e^G (q S) + A (beta e). */
+#include "scan/cuda_fragment.h"
 #include "scan/cuda_scalar_private.h"
 
 /* ---- Workspace ------------------------------------------------------------------------------------------------------ */
@@ -9,169 +12,282 @@ int64_t cuda_scalar_lay_out(buffers *b, const shape &s, float *base, bool backwa
     offset += (elements * size / (int64_t)sizeof(float) + 63) / 64 * 64 + 64;
     return result;
   };
-  const int64_t keys = s.slots * CHUNK * s.K, values = s.slots * CHUNK * s.V, matrices = s.slots * MATRIX;
-  const int64_t rows = s.slots * CHUNK, states = s.slots * s.K * s.V, f = sizeof(float), t = type_size;
-  const int64_t delta_keys = s.delta ? keys : 0;
-  const int64_t delta_matrices = s.delta ? matrices : 0;
+  const int64_t rows = s.slots * CHUNK, values = rows * s.V, matrices = rows * CHUNK, f = sizeof(float), t = type_size;
+  *b = {};
   b->G = (double *)take(rows, sizeof(double));
-  b->beta = take(rows, f);
-  b->q = take(keys, t);
-  b->k = take(keys, t);
-  b->p = take(delta_keys, t);
-  b->v = take(values, t);
-  b->q_read = take(keys, t);
-  b->p_read = take(delta_keys, t);
-  b->score = take(matrices, f);
-  b->feedback = take(delta_matrices, f);
-  b->A = take(matrices, t);
-  b->inverse = take(delta_matrices, t);
-  b->W = take(delta_keys, t);
-  b->errors = take(values, f);
-  b->written = take(values, t);
-  b->carried = take(values, t);
-  b->states = take(states, t);
-  b->state = take(s.lanes * s.heads * s.K * s.V, f);
-  b->output = take(backward ? 0 : values, f);
+  b->factors = take(rows * FACTORS, f);
+  b->states = take(s.slots * s.K * s.V, t);
+  if (s.delta) b->correction = take(matrices, t);
+  if (backward) {
+    b->beta = take(rows, f);
+    if (s.delta) b->errors = take(values, t);
+  } else {
+    b->A = take(matrices, t);
+    b->written = take(values, t);
+  }
   return offset;
 }
 
-/* ---- Kernels -------------------------------------------------------------------------------------------------------- */
-
-/* G and beta of a slot, a thread each; tokens that are missing add nothing and have beta 0. */
-static void find_gates(const cuda_scalar *c, const shape &s, const buffers &b) {
-  const float *g = c->g, *beta = c->beta;
-  double *G = b.G;
-  float *betas = b.beta;
-  const int retention = c->retention;
-  const bool delta = c->delta;
-  comba_each(s.slots, [=] __device__(int64_t slot) {
-    int64_t head;
-    const cuda_piece p = piece_of_slot(s, slot, &head);
-    const double constant = retention ? log1p(-exp2(-(double)retention - (double)head)) : 0;
-    double sum = 0;
-    for (int i = 0; i < CHUNK; i++) {
-      const int64_t at = (p.row + i) * s.heads + head;
-      if (i < p.count) sum += g ? g[at] : constant;
-      G[slot * CHUNK + i] = sum;
-      betas[slot * CHUNK + i] = i < p.count ? (delta ? beta[at] : 1) : 0;
-    }
-  });
+comba_status cuda_scalar_infer(comba_signature *s, const cuda_scalar *c) {
+  if (c->K > CUDA_SCALAR_KEYS)
+    return comba_fail(COMBA_ERROR_UNSUPPORTED, "%s: keys of %lld channels, expected at most %d on a GPU", s->op,
+                      (long long)c->K, CUDA_SCALAR_KEYS);
+  s->saved = 0; /* backward runs forward's chunks again: their states would fill the memory */
+  s->forward_workspace = is_decoded(c) ? 0 : cuda_scalar_workspace(c, false);
+  s->backward_workspace = cuda_scalar_workspace(c, true);
+  return COMBA_OK;
 }
 
-/* A = tril(scale e^{G_i - G_j} score); inverse = (I + L)^-1 of L = stril(e^{P_i - G_j} feedback) times beta_j, and inverse2, where it
- * is wanted, of the same times beta_i. A block a slot, a thread a column. */
-template <class T>
-static __global__ void mask_and_invert(const float *score, const float *feedback, const double *G_, const float *beta_,
-                                       float scale, bool delta, bool after_decay, T *A, T *inverse, T *inverse2) {
-  __shared__ float L[CHUNK][CHUNK + 1], x[CHUNK][CHUNK + 1];
-  const int64_t at = (int64_t)blockIdx.x * MATRIX;
-  const double *G = G_ + (int64_t)blockIdx.x * CHUNK;
-  const float *beta = beta_ + (int64_t)blockIdx.x * CHUNK;
-  const int j = threadIdx.x;
-  for (int i = 0; i < CHUNK; i++)
-    store(A + at + i * CHUNK + j, j <= i ? scale * decay(G[i] - G[j]) * score[at + i * CHUNK + j] : 0);
-  if (!delta) return;
-  for (int round = 0; round < (inverse2 ? 2 : 1); round++) {
-    for (int i = 0; i < CHUNK; i++) {
-      const double P = after_decay ? G[i] : (i ? G[i - 1] : 0);
-      L[i][j] = j < i ? decay(P - G[j]) * feedback[at + i * CHUNK + j] * beta[round ? i : j] : 0;
+/* ---- Chunks --------------------------------------------------------------------------------------------------------- */
+
+enum { STRIDE = CHUNK + 4, BLOCK = 16 }; /* of float matrices in shared memory; of the resolvent by substitution */
+
+/* Shared memory of find_chunks: tiles of q, k and p, or M and R. */
+template <class T, bool delta> constexpr int chunk_bytes() {
+  constexpr int tiles = (delta ? 3 : 2) * tile_elements<T> * (int)sizeof(T);
+  constexpr int matrices = delta ? 2 * CHUNK * STRIDE * (int)sizeof(float) : 0;
+  return tiles > matrices ? tiles : matrices;
+}
+
+/* G and the factors of a slot, by its first warp: lane l has tokens 2 l and 2 l + 1. Tokens that are missing add nothing and have
+ * beta 0. */
+static __device__ void find_gates(const pass &a, const cuda_piece &piece, int64_t slot, int64_t head, double *G,
+                                  float *beta) {
+  const int lane = threadIdx.x;
+  const double constant = a.c.retention ? log1p(-exp2(-(double)a.c.retention - (double)head)) : 0;
+  double gate[2];
+  for (int i = 0; i < 2; i++) {
+    const int token = 2 * lane + i;
+    const int64_t at = (piece.row + token) * a.s.heads + head;
+    const bool there = token < piece.count;
+    gate[i] = there ? (a.c.g ? a.c.g[at] : constant) : 0;
+    beta[token] = there ? (a.s.delta ? a.c.beta[at] : 1) : 0;
+  }
+  double sum = gate[0] + gate[1];
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const double before = __shfl_up_sync(~0u, sum, offset);
+    if (lane >= offset) sum += before;
+  }
+  G[2 * lane] = sum - gate[1];
+  G[2 * lane + 1] = sum;
+  __syncwarp();
+  float *factors = a.b.factors + slot * FACTORS * CHUNK;
+  for (int i = lane; i < CHUNK; i += 32) {
+    a.b.G[slot * CHUNK + i] = G[i];
+    if (a.b.beta) a.b.beta[slot * CHUNK + i] = beta[i];
+    factors[READ * CHUNK + i] = feedback_decay(G, i, a.c.after_decay);
+    factors[BETA * CHUNK + i] = beta[i];
+    factors[LEFT * CHUNK + i] = decay(G[CHUNK - 1] - G[i]);
+    factors[DECAY * CHUNK + i] = decay(G[i]);
+  }
+}
+
+/* What block_row (its rows), block_column (its columns), of `size`, of the resolvent are once the diagonal blocks beside are there:
+ *   R21 = (I - R22 D2) M21 (I - D1 R11)
+ * The second factor first, into R's place above the diagonal, which is free. Four columns a thread; all blocks of a size at once. */
+template <int size> static __device__ void merge_resolvents(const float *M, const float *beta, float *R) {
+  constexpr int pieces = size / 4, items = CHUNK / 2 * pieces;
+  for (int round = 0; round < 2; round++) {
+    for (int x = threadIdx.x; x < items; x += blockDim.x) {
+      const int column = x % pieces * 4, row = x / pieces % size, first = x / pieces / size * 2 * size;
+      const int second = first + size; /* the blocks' first tokens */
+      /* round 0: M21 - (M21 D1) R11; round 1: that - (R22 D2) that */
+      const float *start = round ? R + (first + row) * STRIDE + second : M + (second + row) * STRIDE + first;
+      const float *left = round ? R + (second + row) * STRIDE + second : M + (second + row) * STRIDE + first;
+      const float *right = R + first * STRIDE + (round ? second : first);
+      const float *b = beta + (round ? second : first);
+      float4 sum = *(const float4 *)(start + column);
+      /* both are zero above their diagonals, where results of the smaller size lie */
+      for (int m = round ? 0 : column; m < (round ? row : size); m++) {
+        const float factor = left[m] * b[m];
+        const float4 other = *(const float4 *)(right + m * STRIDE + column);
+        sum.x -= factor * other.x;
+        sum.y -= factor * other.y;
+        sum.z -= factor * other.z;
+        sum.w -= factor * other.w;
+      }
+      float *to = round ? R + (second + row) * STRIDE + first : R + (first + row) * STRIDE + second;
+      *(float4 *)(to + column) = sum;
     }
-    __syncthreads();
-    for (int i = 0; i < CHUNK; i++) {
-      float sum = i == j;
-      for (int m = j; m < i; m++) sum -= L[i][m] * x[m][j];
-      x[i][j] = i < j ? 0 : sum;
-    }
-    T *to = round ? inverse2 : inverse;
-    for (int i = 0; i < CHUNK; i++) store(to + at + i * CHUNK + j, x[i][j]);
     __syncthreads();
   }
+}
+
+/* R (CHUNK, CHUNK) below the diagonal, from M: (I + M D) R = M, first in blocks of 16, a thread a column, then blocks are merged. */
+static __device__ void find_resolvent(const float *M, const float *beta, float *R) {
+  if (threadIdx.x < CHUNK) {
+    const int column = threadIdx.x, first = column / BLOCK * BLOCK;
+    float scaled[BLOCK]; /* beta times the column */
+#pragma unroll
+    for (int i = 0; i < BLOCK; i++) {
+      const float *row = M + (first + i) * STRIDE;
+      float sum = row[column];
+#pragma unroll
+      for (int m = 0; m < i; m++) sum -= row[first + m] * scaled[m];
+      R[(first + i) * STRIDE + column] = sum;
+      scaled[i] = beta[first + i] * sum;
+    }
+  }
+  __syncthreads();
+  merge_resolvents<BLOCK>(M, beta, R);
+  merge_resolvents<2 * BLOCK>(M, beta, R);
+}
+
+/* A block a slot: G, the factors, A and C. The first four warps have 16 rows of q k^T each, four more those of p k^T. */
+template <class T, bool delta> static __global__ void __launch_bounds__(delta ? 256 : 128) find_chunks(const pass a) {
+  constexpr int stride = tile_stride<T, TILE>;
+  extern __shared__ int4 shared[];
+  __shared__ double G[CHUNK];
+  __shared__ float beta[CHUNK];
+  T *q = (T *)shared, *k = q + tile_elements<T>, *p = k + tile_elements<T>;
+  float *M = (float *)shared, *R = M + CHUNK * STRIDE;
+  const int64_t slot = blockIdx.x, K = a.s.K;
+  int64_t head;
+  const cuda_piece piece = piece_of_slot(a.s, slot, &head);
+  const int64_t q_stride = a.c.q_heads * K, k_stride = a.c.k_heads * K;
+  const int64_t q_at = piece.row * q_stride + head / (a.s.heads / a.c.q_heads) * K;
+  const int64_t k_at = piece.row * k_stride + head / (a.s.heads / a.c.k_heads) * K;
+  const int warp = threadIdx.x / 32, first_row = warp % 4 * TILE_ROWS;
+  const bool feedback = warp >= 4, other = delta && a.c.p;
+  if (!warp) find_gates(a, piece, slot, head, G, beta);
+
+  float sum[CHUNK / 8][4] = {};
+  for (int64_t channel = 0; channel < K; channel += TILE) {
+    if (a.b.A) tile_copy(q, (const T *)a.c.q + q_at + channel, q_stride, piece.count, K - channel, a.keys_aligned);
+    tile_copy(k, (const T *)a.c.k + k_at + channel, k_stride, piece.count, K - channel, a.keys_aligned);
+    if (other) tile_copy(p, (const T *)a.c.p + k_at + channel, k_stride, piece.count, K - channel, a.keys_aligned);
+    close_copies();
+    wait_for_copies<0>();
+    __syncthreads();
+    const T *left = feedback ? (other ? p : k) : q;
+    if (feedback || a.b.A) tile_multiply<CHUNK, TILE, true>(sum, left + first_row * stride, stride, k, stride);
+    __syncthreads();
+  }
+
+  if (!feedback && a.b.A) {
+    tile_each<CHUNK>([&](int n, int i, int r, int column) {
+      const int row = first_row + r;
+      sum[n][i] = column <= row ? a.c.scale * decay(G[row] - G[column]) * sum[n][i] : 0;
+    });
+    T *A = (T *)a.b.A + slot * MATRIX + first_row * CHUNK;
+    tile_each<CHUNK>([&](int n, int i, int row, int column) {
+      if (i % 2 == 0) store_pair(A + row * CHUNK + column, sum[n][i], sum[n][i + 1]);
+    });
+  } else if (feedback) {
+    tile_each<CHUNK>([&](int n, int i, int r, int column) {
+      const int row = first_row + r;
+      const double read = a.c.after_decay ? G[row] : (row ? G[row - 1] : 0);
+      M[row * STRIDE + column] = column < row ? decay(read - G[column]) * sum[n][i] : 0;
+    });
+  }
+  if (!delta) return;
+  __syncthreads();
+  find_resolvent(M, beta, R);
+  T *to = (T *)a.b.correction + slot * MATRIX;
+  for (int x = threadIdx.x * 2; x < MATRIX; x += blockDim.x * 2) {
+    const int row = x / CHUNK, column = x % CHUNK;
+    float value[2];
+    for (int i = 0; i < 2; i++) value[i] = column + i < row ? R[row * STRIDE + column + i] * beta[column + i] : 0;
+    store_pair(to + x, value[0], value[1]);
+  }
+}
+
+/* ---- Output --------------------------------------------------------------------------------------------------------- */
+
+/* A block has 64 channels of a slot's output. Two pairs of tiles are in shared memory: one is read while the other arrives. */
+template <class T> static __global__ void __launch_bounds__(128) find_output(const pass a) {
+  constexpr int stride = tile_stride<T, TILE>;
+  extern __shared__ int4 shared[];
+  const int64_t K = a.s.K, V = a.s.V, blocks = (V + TILE - 1) / TILE;
+  const int64_t slot = blockIdx.x / blocks, channel = blockIdx.x % blocks * TILE;
+  int64_t head;
+  const cuda_piece piece = piece_of_slot(a.s, slot, &head);
+  if (!piece.count) return;
+  const int64_t q_stride = a.c.q_heads * K, slices = (K + TILE - 1) / TILE;
+  const T *q = (const T *)a.c.q + piece.row * q_stride + head / (a.s.heads / a.c.q_heads) * K;
+  const T *states = (const T *)a.b.states + slot * K * V + channel;
+  /* the pair of q and S by 64 channels, last that of A and what is written */
+  const auto copy = [&](int64_t pair) {
+    T *left = (T *)shared + pair % 2 * 2 * tile_elements<T>, *right = left + tile_elements<T>;
+    const int64_t first = pair * TILE;
+    if (pair < slices) {
+      tile_copy(left, q + first, q_stride, piece.count, K - first, a.keys_aligned);
+      tile_copy(right, states + first * V, V, (int)min((int64_t)TILE, K - first), V - channel, a.values_aligned);
+    } else if (pair == slices) {
+      tile_copy(left, (const T *)a.b.A + slot * MATRIX, CHUNK, CHUNK, CHUNK, true);
+      tile_copy(right, (const T *)a.b.written + slot * CHUNK * V + channel, V, CHUNK, V - channel, a.values_aligned);
+    }
+    close_copies();
+  };
+  const int first_row = threadIdx.x / 32 * TILE_ROWS;
+  float sum[TILE / 8][4] = {};
+  copy(0);
+  for (int64_t pair = 0; pair <= slices; pair++) {
+    copy(pair + 1);
+    wait_for_copies<1>();
+    __syncthreads();
+    if (pair == slices) {
+      const float *decay = a.b.factors + (slot * FACTORS + DECAY) * CHUNK + first_row;
+      tile_each<TILE>([&](int n, int i, int row, int) { sum[n][i] *= a.c.scale * decay[row]; });
+    }
+    const T *left = (const T *)shared + pair % 2 * 2 * tile_elements<T>;
+    tile_multiply<TILE, TILE, false>(sum, left + first_row * stride, stride, left + tile_elements<T>, stride);
+    __syncthreads();
+  }
+  T *o = (T *)a.c.o + (piece.row * a.s.heads + head) * V + channel;
+  tile_each<TILE>([&](int n, int i, int r, int column) {
+    const int row = first_row + r;
+    if (row >= piece.count || channel + column >= V) return;
+    T *to = o + row * a.s.heads * V + column;
+    if (!a.values_aligned)
+      store(to, sum[n][i]);
+    else if (i % 2 == 0)
+      store_pair(to, sum[n][i], sum[n][i + 1]);
+  });
 }
 
 /* ---- Forward -------------------------------------------------------------------------------------------------------- */
 
-template <class T> void cuda_scalar_advance(const cuda_scalar *c, const shape &s, const buffers &b, T *inverse2) {
-  const int64_t K = s.K, V = s.V, slots = s.slots, batch = s.lanes * s.heads;
-  const double *G = b.G;
-  const float *beta = b.beta, *initial = c->initial_state;
-  const float scale = c->scale;
-  const bool after_decay = c->after_decay, delta = c->delta;
-  const auto one = [] __device__(int64_t, int) { return 1.0f; };
-  find_gates(c, s, b);
-  pack<T>(s, c->q, c->q_heads, K, b.q, one);
-  pack<T>(s, c->k, c->k_heads, K, b.k, one);
-  pack<T>(s, c->v, c->v_heads, V, b.v, one);
-  pack<T>(s, c->q, c->q_heads, K, b.q_read,
-          [=] __device__(int64_t slot, int i) { return scale * decay(G[slot * CHUNK + i]); });
-  multiply<T>(false, true, CHUNK, CHUNK, K, 1, b.q, b.k, false, b.score, true, slots);
-  if (delta) {
-    const void *p = c->p ? c->p : c->k;
-    pack<T>(s, p, c->k_heads, K, b.p, one);
-    pack<T>(s, p, c->k_heads, K, b.p_read,
-            [=] __device__(int64_t slot, int i) { return feedback_decay(G + slot * CHUNK, i, after_decay); });
-    multiply<T>(false, true, CHUNK, CHUNK, K, 1, b.p, b.k, false, b.feedback, true, slots);
-  }
-  mask_and_invert<<<(unsigned)slots, CHUNK, 0, comba_cuda_stream()>>>(b.score, b.feedback, G, beta, scale, delta,
-                                                                      after_decay, (T *)b.A, (T *)b.inverse, inverse2);
+template <class T> static pass pass_of(const cuda_scalar *c, const shape &s, const buffers &b) {
+  const auto aligned = [](const void *p, int64_t width) {
+    return (uintptr_t)p % 16 == 0 && width * (int64_t)sizeof(T) % 16 == 0;
+  };
+  return {*c, s, b, aligned(c->q, c->K) && aligned(c->k, c->K) && aligned(c->p, c->K),
+          aligned(c->v, c->V) && aligned(c->o, c->V) && aligned(b.states, c->V)};
+}
+
+template <class T, bool delta> static void launch_chunks(const pass &a) {
+  constexpr int bytes = chunk_bytes<T, delta>();
+  comba_cuda_note(cudaFuncSetAttribute(find_chunks<T, delta>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                  "the scan over chunks");
+  find_chunks<T, delta><<<(unsigned)a.s.slots, delta ? 256 : 128, bytes, comba_cuda_stream()>>>(a);
   comba_cuda_note(cudaGetLastError(), "the scan over chunks");
-  if (delta) {
-    multiply<T>(false, false, CHUNK, V, CHUNK, 1, b.inverse, b.v, false, b.errors, true, slots);
-    multiply<T>(false, false, CHUNK, K, CHUNK, 1, b.inverse, b.p_read, false, b.W, false, slots);
-  } else {
-    const T *v = (const T *)b.v;
-    float *errors = b.errors;
-    comba_each(slots * CHUNK * V, [=] __device__(int64_t i) { errors[i] = load(v + i); });
-  }
-  float *state = b.state, *final_state = c->final_state;
-  for (int64_t step = 0; step < s.steps; step++) {
-    const int64_t first = step * batch;
-    T *states = (T *)b.states + first * K * V, *written = (T *)b.written + first * CHUNK * V;
-    T *carried = (T *)b.carried + first * CHUNK * V;
-    float *errors = b.errors + first * CHUNK * V;
-    comba_each(batch * K * V, [=] __device__(int64_t i) {
-      const int64_t lane = i / V / K / s.heads, head = i / V / K % s.heads;
-      const cuda_piece p = piece_at(s, step, lane);
-      if (p.first) state[i] = initial ? initial[(p.sequence * s.heads + head) * K * V + i % (K * V)] : 0;
-      store(states + i, state[i]);
-    });
-    if (delta)
-      multiply<T>(false, false, CHUNK, V, K, -1, (T *)b.W + first * CHUNK * K, states, true, errors, true, batch);
-    comba_each(batch * CHUNK * V, [=] __device__(int64_t x) {
-      const int64_t i = x / V % CHUNK, slot = first + x / V / CHUNK;
-      const float value = beta[slot * CHUNK + i] * errors[x];
-      store(written + x, value);
-      store(carried + x, value * decay(G[slot * CHUNK + CHUNK - 1] - G[slot * CHUNK + i]));
-    });
-    comba_each(batch * K * V,
-               [=] __device__(int64_t i) { state[i] *= decay(G[(first + i / V / K) * CHUNK + CHUNK - 1]); });
-    multiply<T>(true, false, K, V, CHUNK, 1, (T *)b.k + first * CHUNK * K, carried, true, state, true, batch);
-    if (final_state && (s.cu_seqlens || step == s.steps - 1))
-      comba_each(batch * K * V, [=] __device__(int64_t i) {
-        const int64_t lane = i / V / K / s.heads, head = i / V / K % s.heads;
-        const cuda_piece p = piece_at(s, step, lane);
-        if (p.last) final_state[(p.sequence * s.heads + head) * K * V + i % (K * V)] = state[i];
-      });
-  }
+}
+
+template <class T> static void advance(const pass &a) {
+  a.s.delta ? launch_chunks<T, true>(a) : launch_chunks<T, false>(a);
+  cuda_scalar_scan<T>(a);
+}
+
+template <class T> void cuda_scalar_advance(const cuda_scalar *c, const shape &s, const buffers &b) {
+  advance<T>(pass_of<T>(c, s, b));
 }
 
 template <class T> void cuda_scalar_forward(const cuda_scalar *c, float *workspace) {
+  if (is_decoded(c)) return cuda_scalar_decode<T>(c);
+  constexpr int bytes = 4 * tile_elements<T> * (int)sizeof(T);
   const shape s = shape_of(c);
   buffers b;
   cuda_scalar_lay_out(&b, s, workspace, false, sizeof(T));
-  cuda_scalar_advance<T>(c, s, b, NULL);
-  multiply<T>(false, false, CHUNK, s.V, s.K, 1, b.q_read, b.states, false, b.output, true, s.slots);
-  multiply<T>(false, false, CHUNK, s.V, CHUNK, 1, b.A, b.written, true, b.output, true, s.slots);
-  const float *output = b.output;
-  T *o = (T *)c->o;
-  comba_each(s.slots * CHUNK * s.V, [=] __device__(int64_t x) {
-    const int64_t i = x / s.V % CHUNK;
-    int64_t head;
-    const cuda_piece p = piece_of_slot(s, x / s.V / CHUNK, &head);
-    if (i < p.count) store(o + ((p.row + i) * s.heads + head) * s.V + x % s.V, output[x]);
-  });
+  const pass a = pass_of<T>(c, s, b);
+  advance<T>(a);
+  comba_cuda_note(cudaFuncSetAttribute(find_output<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                  "the scan over chunks");
+  find_output<T><<<(unsigned)(s.slots * ((s.V + TILE - 1) / TILE)), 128, bytes, comba_cuda_stream()>>>(a);
+  comba_cuda_note(cudaGetLastError(), "the scan over chunks");
 }
 
-template void cuda_scalar_advance<float>(const cuda_scalar *, const shape &, const buffers &, float *);
-template void cuda_scalar_advance<bfloat16>(const cuda_scalar *, const shape &, const buffers &, bfloat16 *);
+template void cuda_scalar_advance<float>(const cuda_scalar *, const shape &, const buffers &);
+template void cuda_scalar_advance<bfloat16>(const cuda_scalar *, const shape &, const buffers &);
 template void cuda_scalar_forward<float>(const cuda_scalar *, float *);
 template void cuda_scalar_forward<bfloat16>(const cuda_scalar *, float *);

@@ -1,10 +1,12 @@
-/* The engine of delta_rule and scalar_decay on a GPU: chunks of 64 tokens by batched products of cuBLASLt, with kernels for what lies
- * between them. The formulas are those of delta_rule_chunk.c.
+/* The engine of delta_rule and scalar_decay on a GPU: chunks of 64 tokens, with the formulas of delta_rule_chunk.c; sequences of a few
+ * tokens without a gradient token by token. docs/cuda.md counts its work.
  * Tokens stand in slots (cuda_chunks.h), whose heads are those of the values. */
 #ifndef COMBA_SCAN_CUDA_SCALAR_H
 #define COMBA_SCAN_CUDA_SCALAR_H
 
 #include "core/cuda_kernel.h"
+
+enum { CUDA_SCALAR_KEYS = 256 }; /* the most that K may be: a state stays in registers */
 
 typedef struct cuda_scalar {
   int64_t batch, length, sequences;         /* B, T, N */
@@ -26,8 +28,8 @@ typedef struct cuda_scalar {
   bool add_q, add_k, add_p, add_v, add_beta, add_g, add_state;
 } cuda_scalar;
 
-/* Floats of workspace; and the passes. */
-int64_t cuda_scalar_workspace(const cuda_scalar *problem, bool backward);
+/* Saved tensors and workspaces; and the passes. */
+comba_status cuda_scalar_infer(comba_signature *s, const cuda_scalar *problem);
 template <class T> void cuda_scalar_forward(const cuda_scalar *problem, float *workspace);
 template <class T> void cuda_scalar_backward(const cuda_scalar *problem, float *workspace);
 

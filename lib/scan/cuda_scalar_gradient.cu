@@ -25,10 +25,10 @@ template <class T> struct problem {
   const double *G;   /* (slots, CHUNK) */
   const float *beta; /* (slots, CHUNK) */
   const T *q, *k, *p, *v, *output_gradient;
-  const T *states;
+  const T *states, *errors;
   /* what the kernels pass on */
   T *A, *L;                  /* (slots, CHUNK, CHUNK): scores with decay, without beta */
-  T *W, *y, *errors;         /* (slots, CHUNK, K or V) */
+  T *W, *y;                  /* (slots, CHUNK, K or V) */
   T *state_gradients;        /* (slots, K, V): dS' */
   T *to_score, *to_feedback; /* (slots, CHUNK, CHUNK) */
   float *between;            /* (slots, CHUNK): over paths between tokens that pass a gate */
@@ -693,7 +693,6 @@ template <class T> static int64_t lay_out(problem<T> *x, const cuda_scalar *c, f
   x->L = take<T>(&arena, delta ? slots * MATRIX : 0);
   x->W = take<T>(&arena, delta ? keys : 0);
   x->y = take<T>(&arena, slots * CHUNK * V);
-  x->errors = take<T>(&arena, delta ? slots * CHUNK * V : 0);
   x->state_gradients = take<T>(&arena, slots * K * V);
   x->to_score = take<T>(&arena, slots * MATRIX);
   x->to_feedback = take<T>(&arena, delta ? slots * MATRIX : 0);
@@ -748,7 +747,7 @@ template <class T> void cuda_scalar_backward(const cuda_scalar *given, float *wo
   x.s = shape_of(&c);
   const int64_t used = cuda_scalar_lay_out(&b, x.s, workspace, true, sizeof(T));
   lay_out(&x, &c, workspace + used);
-  cuda_scalar_advance<T>(&c, x.s, b, NULL);
+  cuda_scalar_advance<T>(&c, x.s, b);
   x.q_group = c.heads / c.q_heads;
   x.k_group = c.heads / c.k_heads;
   x.v_group = c.heads / c.v_heads;
@@ -766,6 +765,7 @@ template <class T> void cuda_scalar_backward(const cuda_scalar *given, float *wo
   x.output_gradient = (const T *)c.output_gradient;
   x.aligned = c.K * sizeof(T) % 16 == 0 && c.V * sizeof(T) % 16 == 0;
   x.states = (const T *)b.states;
+  x.errors = (const T *)b.errors;
   x.final_gradient = c.final_state_gradient;
   x.initial_gradient = c.initial_state_gradient;
   x.dq = (T *)c.dq;
@@ -781,11 +781,6 @@ template <class T> void cuda_scalar_backward(const cuda_scalar *given, float *wo
   x.add_beta = c.add_beta;
   x.add_g = c.add_g;
   x.add_state = c.add_state;
-  if (c.delta) { /* as products read them */
-    const float *from = b.errors;
-    T *to = x.errors;
-    comba_each(x.s.slots * CHUNK * x.s.V, [=] __device__(int64_t i) { store(to + i, from[i]); });
-  }
   if (c.delta)
     run<T, true>(x);
   else

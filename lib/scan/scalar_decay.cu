@@ -1,4 +1,4 @@
-/* Scalar decay without a delta term, in chunks whatever the mode: on a GPU a recurrence has too little to do at a time. */
+/* Scalar decay without a delta term. The mode is the engine's to choose: on a GPU a recurrence has too little to do at a time. */
 #include "scan/cuda_scalar.h"
 
 enum { Q, KEY, VALUE, GATE, INITIAL_STATE, CU_SEQLENS };
@@ -24,10 +24,7 @@ static comba_status infer(comba_signature *s) {
   static const int32_t packed = 0; /* any address: packed sequences need slots of their own */
   cuda_scalar c = problem_of(s->input, (const comba_scalar_decay_attributes *)s->attributes);
   c.cu_seqlens = s->input[CU_SEQLENS].rank ? &packed : NULL;
-  s->saved = 0; /* backward runs forward's chunks again: their states would fill the memory */
-  s->forward_workspace = cuda_scalar_workspace(&c, false);
-  s->backward_workspace = cuda_scalar_workspace(&c, true);
-  return COMBA_OK;
+  return cuda_scalar_infer(s, &c);
 }
 
 static cuda_scalar operands_of(const comba_call *call) {

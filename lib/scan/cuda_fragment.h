@@ -1,0 +1,129 @@
+/* What a warp keeps in registers from one product to the next, spread as mma spreads its results (cuda_tile.h): rows that are the left
+ * factor of a product, and their transpose in memory. And tiles of 64 x 64 that are copied to shared memory while others are read. */
+#ifndef COMBA_SCAN_CUDA_FRAGMENT_H
+#define COMBA_SCAN_CUDA_FRAGMENT_H
+
+#include "scan/cuda_tile.h"
+
+enum { TILE = 64 };
+template <class T> constexpr int tile_elements = TILE *tile_stride<T, TILE>;
+
+/* tile_load of TILE x TILE, which goes on meanwhile where rows are aligned, by any number of threads. */
+template <class T>
+static __device__ inline void tile_copy(T *to, const T *from, int64_t stride, int count, int64_t columns,
+                                        bool aligned) {
+  constexpr int piece = 16 / sizeof(T), pieces = TILE / piece, to_stride = tile_stride<T, TILE>;
+  if (!aligned) return tile_load<TILE, TILE>(to, from, stride, count, columns, false);
+  for (int x = threadIdx.x; x < TILE * pieces; x += blockDim.x) {
+    const int row = x / pieces, column = x % pieces * piece;
+    const bool there = row < count && column < columns;
+    copy_async(to + row * to_stride + column, there ? from + row * stride + column : from, there);
+  }
+}
+
+/* ---- Products ------------------------------------------------------------------------------------------------------- */
+
+static __device__ inline uint32_t pair_bits(float x, float y) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
+  uint32_t bits;
+  memcpy(&bits, &pair, sizeof bits);
+  return bits;
+}
+
+/* sum [N / 8] (16, N) += a b: a [K / 8] (16, K) in registers, rounded to T; b (K, N), or its transpose (N, K), in shared memory. */
+template <int N, int K, bool transpose_b>
+static __device__ inline void row_multiply(float (*sum)[4], const float (*a)[4], const bfloat16 *b, int b_stride) {
+  const int lane = threadIdx.x % 32, row = lane % 8, low = lane / 8 % 2 * 8, high = lane / 16 * 8;
+#pragma unroll
+  for (int k = 0; k < K; k += 16) {
+    const float(&near)[4] = a[k / 8], (&far)[4] = a[k / 8 + 1];
+    const uint32_t left[4] = {pair_bits(near[0], near[1]), pair_bits(near[2], near[3]), pair_bits(far[0], far[1]),
+                              pair_bits(far[2], far[3])};
+#pragma unroll
+    for (int n = 0; n < N; n += 16) {
+      uint32_t right[4];
+      if (transpose_b)
+        load_matrices<false>(right, b + (n + high + row) * b_stride + k + low);
+      else
+        load_matrices<true>(right, b + (k + low + row) * b_stride + n + high);
+      multiply_add(sum[n / 8], left, right[0], right[1]);
+      multiply_add(sum[n / 8 + 1], left, right[2], right[3]);
+    }
+  }
+}
+
+/* The four lanes of a quad hold a row of a, and hand its numbers round. */
+template <int N, int K, bool transpose_b>
+static __device__ inline void row_multiply(float (*sum)[4], const float (*a)[4], const float *b, int b_stride) {
+  const int lane = threadIdx.x % 32, column = lane % 4 * 2;
+#pragma unroll
+  for (int k = 0; k < K; k++) {
+    const int holder = lane / 4 * 4 + k % 8 / 2;
+    const float upper = __shfl_sync(~0u, a[k / 8][k % 2], holder);
+    const float lower = __shfl_sync(~0u, a[k / 8][2 + k % 2], holder);
+#pragma unroll
+    for (int n = 0; n < N; n += 8) {
+      const float *right = transpose_b ? b + (n + column) * b_stride + k : b + k * b_stride + n + column;
+      const float even = right[0], odd = right[transpose_b ? b_stride : 1];
+      sum[n / 8][0] += upper * even;
+      sum[n / 8][1] += upper * odd;
+      sum[n / 8][2] += lower * even;
+      sum[n / 8][3] += lower * odd;
+    }
+  }
+}
+
+/* ---- Transposes ----------------------------------------------------------------------------------------------------- */
+
+/* The channel, of a warp's 16, in each of this lane's two rows: so numbered that the transpose puts four neighbours into a lane. */
+static __device__ inline int row_channel(int half) {
+  const int row = threadIdx.x % 32 / 4;
+  return row / 2 * 4 + half * 2 + row % 2;
+}
+
+/* Of an 8 x 8 matrix of bfloat16, lane l gives row l / 4, columns 2 (l % 4) and the next, and gets the same of the transpose. */
+static __device__ inline uint32_t transpose_matrix(uint32_t bits) {
+  uint32_t result;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(bits));
+  return result;
+}
+
+/* to (rows, channels) = the transpose of the warp's (16, N), whose rows are channels as row_channel numbers them. Stores what is below
+ * `rows` <= N and `channels` <= 16; `aligned`: rows begin at multiples of four elements and hold a multiple of them. */
+template <int N>
+static __device__ inline void store_transposed(float *to, int64_t stride, int rows, int channels, bool,
+                                               const float (&sum)[N / 8][4]) {
+  const int column = threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int n = 0; n < N / 8; n++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int row = n * 8 + column + i % 2, channel = row_channel(i / 2);
+      if (row < rows && channel < channels) to[row * stride + channel] = sum[n][i];
+    }
+}
+template <int N>
+static __device__ inline void store_transposed(bfloat16 *to, int64_t stride, int rows, int channels, bool aligned,
+                                               const float (&sum)[N / 8][4]) {
+  const int lane = threadIdx.x % 32, channel = lane % 4 * 4;
+#pragma unroll
+  for (int n = 0; n < N / 8; n++) {
+    const uint32_t low = transpose_matrix(pair_bits(sum[n][0], sum[n][1]));
+    const uint32_t high = transpose_matrix(pair_bits(sum[n][2], sum[n][3]));
+    const int row = n * 8 + lane / 4;
+    if (row >= rows || channel >= channels) continue;
+    bfloat16 *place = to + row * stride + channel;
+    if (aligned) {
+      *(uint2 *)place = make_uint2(low, high);
+    } else {
+      bfloat16 part[4];
+      memcpy(part, &low, sizeof low);
+      memcpy(part + 2, &high, sizeof high);
+#pragma unroll
+      for (int j = 0; j < 4; j++)
+        if (channel + j < channels) place[j] = part[j];
+    }
+  }
+}
+
+#endif
