@@ -322,6 +322,7 @@ cuda_sources = \
 	lib/scan/cuda_scalar.cu \
 	lib/scan/cuda_scalar_decode.cu \
 	lib/scan/cuda_scalar_gradient.cu \
+	lib/scan/cuda_scalar_key_gradient.cu \
 	lib/scan/cuda_scalar_scan.cu \
 	lib/scan/delta_rule.cu \
 	lib/scan/diagonal_decay.cu \
@@ -350,6 +351,7 @@ cuda_headers = \
 	lib/scan/cuda_memory_mlp.h \
 	lib/scan/cuda_normed_loss.h \
 	lib/scan/cuda_scalar.h \
+	lib/scan/cuda_scalar_gradient.h \
 	lib/scan/cuda_scalar_private.h \
 	lib/scan/cuda_tile.h
 EXTRA_DIST += $(cuda_sources) $(cuda_headers) lib/core/backend_cuda.c

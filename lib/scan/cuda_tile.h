@@ -49,8 +49,7 @@ template <int pending> static __device__ inline void wait_for_copies() {
 
 /* tile_load by a block of `threads`, which goes on meanwhile where rows are aligned */
 template <int rows, int width, int threads, class T>
-static __device__ inline void tile_load_async(T *to, const T *from, int64_t stride, int64_t count, int64_t columns,
-                                              bool aligned) {
+static __device__ inline void tile_load_async(T *to, const T *from, int stride, int count, int columns, bool aligned) {
   constexpr int piece = 16 / sizeof(T), pieces = width / piece, to_stride = tile_stride<T, width>;
   if (!aligned) return tile_load<rows, width>(to, from, stride, count, columns, false);
   static_assert(threads % pieces == 0 && rows * pieces % threads == 0, "a thread keeps to its columns");
@@ -67,20 +66,16 @@ static __device__ inline void tile_load_async(T *to, const T *from, int64_t stri
   }
 }
 
-/* to (count, columns) in memory, rows `stride` apart, = a tile, by a block of `threads` */
-template <int rows, int width, int threads, class T>
-static __device__ inline void tile_copy_out(T *to, const T *from, int64_t stride, int64_t count, int64_t columns,
-                                            bool aligned) {
+/* to (rows, width), rows `stride` apart, = a tile, by a block of `threads` */
+template <int width, int threads, class T>
+static __device__ inline void tile_copy_out(T *to, const T *from, int stride, int rows) {
   constexpr int piece = 16 / sizeof(T), pieces = width / piece, from_stride = tile_stride<T, width>;
   const int column = threadIdx.x % pieces * piece;
   int row = threadIdx.x / pieces;
-  to += row * stride + column;
+  to += row * (int64_t)stride + column;
   from += row * from_stride + column;
-  for (; row < count && row < rows; row += threads / pieces) {
-    if (aligned && column < columns)
-      *(int4 *)to = *(const int4 *)from;
-    else
-      for (int i = 0; i < piece && column + i < columns; i++) to[i] = from[i];
+  for (; row < rows; row += threads / pieces) {
+    *(int4 *)to = *(const int4 *)from;
     to += threads / pieces * stride;
     from += threads / pieces * from_stride;
   }
@@ -119,10 +114,31 @@ template <int N, class T> static __device__ inline void tile_store(T *to, const 
                  sum[n][half * 2 + 1]);
 }
 
+/* to (16, N) = the warp's results, and back; rows `stride` apart */
+template <int N, class T> static __device__ inline void tile_write(T *to, int stride, const float (&sum)[N / 8][4]) {
+  to += threadIdx.x % 32 / 4 * stride + threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int n = 0; n < N / 8; n++)
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+      store_pair(to + half * 8 * stride + n * 8, sum[n][half * 2], sum[n][half * 2 + 1]);
+}
+template <int N, class T> static __device__ inline void tile_read(float (&sum)[N / 8][4], const T *from, int stride) {
+  from += threadIdx.x % 32 / 4 * stride + threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int n = 0; n < N / 8; n++)
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const float2 pair = load_pair(from + half * 8 * stride + n * 8);
+      sum[n][half * 2] = pair.x;
+      sum[n][half * 2 + 1] = pair.y;
+    }
+}
+
 /* to (rows, columns) in memory = or += the warp's results; rows `stride` apart, `aligned` to pairs */
 template <int N, class T>
-static __device__ inline void tile_write(T *to, int64_t stride, int64_t rows, int64_t columns, bool aligned,
-                                         bool accumulate, const float (&sum)[N / 8][4]) {
+static __device__ inline void tile_write(T *to, int stride, int rows, int columns, bool aligned, bool accumulate,
+                                         const float (&sum)[N / 8][4]) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int n = 0; n < N / 8; n++)
@@ -140,25 +156,6 @@ static __device__ inline void tile_write(T *to, int64_t stride, int64_t rows, in
       }
     }
 }
-/* The warp's (16, N) = what is in memory, zero beyond */
-template <int N, class T>
-static __device__ inline void tile_read(float (&sum)[N / 8][4], const T *from, int64_t stride, int64_t rows,
-                                        int64_t columns, bool aligned) {
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int n = 0; n < N / 8; n++)
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      const int row = lane / 4 + half * 8, column = n * 8 + lane % 4 * 2;
-      const T *at = from + row * stride + column;
-      float2 pair = {0, 0};
-      if (row < rows && column < columns)
-        pair = aligned ? load_pair(at) : make_float2(load(at), column + 1 < columns ? load(at + 1) : 0);
-      sum[n][half * 2] = pair.x;
-      sum[n][half * 2 + 1] = pair.y;
-    }
-}
-
 /* ---- bfloat16 ------------------------------------------------------------------------------------------------------- */
 
 /* Four matrices of 8 x 8: lane l gives the address of row l % 8 of matrix l / 8, and gets row l / 4, columns 2 (l % 4) and the next, of
