@@ -72,8 +72,11 @@ static comba_status infer(comba_signature *s) {
   const mesa_problem p = problem_of(s->input, (const comba_mesa_attributes *)s->attributes);
   const cuda_scalar c = scalar_of(p, s->input[CU_SEQLENS].rank ? &packed : NULL);
   mesa_buffers b;
+  comba_signature scalar = *s; /* backward's, whose states are not saved */
+  const comba_status status = cuda_scalar_infer(&scalar, &c);
+  if (status != COMBA_OK) return status;
   s->forward_workspace = lay_out(&b, p, NULL, false);
-  s->backward_workspace = lay_out(&b, p, NULL, true) + cuda_scalar_workspace(&c, true);
+  s->backward_workspace = lay_out(&b, p, NULL, true) + scalar.backward_workspace;
   return COMBA_OK;
 }
 
