@@ -180,7 +180,7 @@ train_side_by_side() {
     await "$worker"
     [ $code = 0 ] || stopped=1
   done
-  failed=$(tr -d '\n' <"$taken/failed")
+  [ -n "$stopped" ] || failed=$(tr -d '\n' <"$taken/failed")
   rm -r "$taken"
   [ -z "$stopped" ] || exit 1
 }
