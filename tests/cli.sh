@@ -170,6 +170,11 @@ says '^parameters'
 works "$lm" info --preset comba-tiny --json
 is_json model_type='"comba"' parameters arena_bytes unshared_bytes
 works "$lm" info --config lm.json
+says '^recompute    none'
+works "$lm" info --config lm.json --memory 0.001 --batch-size 4
+says '^fits         no'
+works "$lm" info --config lm.json --recompute light --memory 4 --json
+is_json 'recompute="light"' fits=true total_bytes weights_bytes gradients_bytes moments_bytes workspace_bytes
 
 tensors '{"input_ids":{"dtype":"I32","shape":[2,9],"data_offsets":[0,72]}}' 72 >ids.safetensors
 works "$lm" forward --model lm --input ids.safetensors --output forward.safetensors --gradients
@@ -224,6 +229,8 @@ fails 2 "there is no command 'paint'" "$lm" paint
 fails 2 "--steps is 'many'" "$lm" train --steps many
 fails 2 "--batch-size is '0'" "$vision" train --batch-size 0
 fails 2 "--mode is 'fast', expected one of auto, chunk, recurrent" "$lm" eval --mode fast
+fails 2 "--recompute is 'all', expected one of auto, none, light, block" "$lm" train --recompute all
+fails 2 "--memory is '0'" "$lm" info --config lm.json --memory 0
 fails 2 "--data is missing" "$lm" train --config lm.json --output new
 fails 2 "--output is missing" "$lm" train --config lm.json --data text.txt
 fails 2 "--model is missing" "$lm" generate --prompt a

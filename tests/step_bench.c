@@ -144,7 +144,7 @@ static comba_status print_model(const bench *b, const char *name, const char *co
   indices = op_memory((size_t)count * sizeof *indices);
   fill(&info, &batch, pixels, count, indices);
   COMBA_TRY(time_steps(model, &batch, &seconds, &first));
-  COMBA_TRY(comba_model_cost(model, COMBA_PASS_TRAIN, batch_size, length, &cost, NULL));
+  COMBA_TRY(comba_model_cost(model, COMBA_PASS_TRAIN, batch_size, length, &cost));
   const double flops = cost.forward_flops + cost.backward_flops;
   printf("%-20s batch %-3lld %9lld parameters %8.2f GFLOP %9.1f ms %7.1f GFLOP/s %3.0f %%  arena %6.1f MB\n", name,
          (long long)batch_size, (long long)info.parameters, flops * 1e-9, seconds * 1e3, flops / seconds * 1e-9,

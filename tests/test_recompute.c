@@ -60,7 +60,6 @@ static outcome train(const char *config, comba_recompute level) {
   static const int32_t labels[B] = {4, 1};
   static float pixels[B * 3 * SIDE * SIDE];
   comba_model *model = model_case_create(config, &options);
-  comba_recompute used;
   outcome result;
   int32_t *ids = model_case_tokens(B * T, VOCABULARY, 1);
   for (size_t i = 0; i < sizeof pixels / sizeof *pixels; i++) pixels[i] = (float)comba_random_normal(2, 0, i);
@@ -75,8 +74,8 @@ static outcome train(const char *config, comba_recompute level) {
   }
   result.weights = model_case_weights(model, &result.count);
   result.gradients = model_case_gradients(model, &result.count);
-  ck_assert_done(comba_model_cost(model, COMBA_PASS_TRAIN, B, T, &result.cost, &used));
-  ck_assert_int_eq(used, level);
+  ck_assert_done(comba_model_cost(model, COMBA_PASS_TRAIN, B, T, &result.cost));
+  ck_assert_int_eq(result.cost.recompute, level);
   free(ids);
   comba_model_free(model);
   return result;
@@ -123,12 +122,11 @@ static comba_recompute chosen(comba_recompute asked, uint64_t memory, comba_pass
   const comba_options options = options_with(asked, memory);
   char config[CONFIG_TEXT];
   comba_model *model = NULL;
-  comba_recompute level;
   language_config("comba", config);
   ck_assert_done(comba_model_create(&model, config, &options));
-  ck_assert_done(comba_model_cost(model, pass, B, T, cost, &level));
+  ck_assert_done(comba_model_cost(model, pass, B, T, cost));
   comba_model_free(model);
-  return level;
+  return cost->recompute;
 }
 
 START_TEST(auto_takes_the_least_that_fits) {

@@ -185,8 +185,8 @@ START_TEST(a_plan_shares_memory) {
   for (int i = 0; i < CONFIGS; i++) {
     comba_model *model = create(configs[i]);
     comba_graph_cost training, evaluation;
-    ck_assert_done(comba_model_cost(model, COMBA_PASS_TRAIN, B, T, &training, NULL));
-    ck_assert_done(comba_model_cost(model, COMBA_PASS_EVALUATE, B, T, &evaluation, NULL));
+    ck_assert_done(comba_model_cost(model, COMBA_PASS_TRAIN, B, T, &training));
+    ck_assert_done(comba_model_cost(model, COMBA_PASS_EVALUATE, B, T, &evaluation));
     ck_assert_uint_gt(evaluation.arena_bytes, B * T * VOCABULARY * sizeof(float));
     ck_assert_uint_lt(training.arena_bytes, training.unshared_bytes);
     ck_assert_uint_lt(2 * evaluation.arena_bytes, evaluation.unshared_bytes);

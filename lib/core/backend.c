@@ -39,18 +39,43 @@ const comba_backend *comba_backend_cpu(void) {
   return &baseline;
 }
 
+static comba_status check_device(const comba_options *options) {
+#ifndef HAVE_CUDA
+  if (options->device == COMBA_DEVICE_CUDA)
+    return comba_fail(COMBA_ERROR_UNSUPPORTED, "device cuda: this library was built without CUDA; use --device cpu");
+#endif
+  if (options->device != COMBA_DEVICE_CUDA && options->precision == COMBA_PRECISION_BFLOAT16)
+    return comba_fail(COMBA_ERROR_UNSUPPORTED, "precision bf16: the CPU computes in float32; use --precision float32");
+  return COMBA_OK;
+}
+
+comba_status comba_backend_plan(const comba_backend **backend, const comba_options *options) {
+  static comba_backend planned;
+  static comba_device_memory memory;
+#ifdef HAVE_CUDA
+  const bool narrow = options->precision != COMBA_PRECISION_FLOAT32;
+  if (options->device == COMBA_DEVICE_CUDA ||
+      (options->device == COMBA_DEVICE_AUTO && comba_backend_cuda(backend, narrow) == COMBA_OK))
+    return comba_backend_cuda_planned(backend, narrow);
+#endif
+  const comba_status status = check_device(options);
+  if (status != COMBA_OK) return status;
+  memory = comba_planned_memory(NULL);
+  planned = *comba_backend_cpu();
+  planned.memory = &memory;
+  *backend = &planned;
+  return COMBA_OK;
+}
+
 comba_status comba_backend_open(const comba_backend **backend, const comba_options *options) {
 #ifdef HAVE_CUDA
   if (options->device != COMBA_DEVICE_CPU) {
     const comba_status status = comba_backend_cuda(backend, options->precision != COMBA_PRECISION_FLOAT32);
     if (status == COMBA_OK || options->device == COMBA_DEVICE_CUDA) return status;
   }
-#else
-  if (options->device == COMBA_DEVICE_CUDA)
-    return comba_fail(COMBA_ERROR_UNSUPPORTED, "device cuda: this library was built without CUDA; use --device cpu");
 #endif
-  if (options->precision == COMBA_PRECISION_BFLOAT16)
-    return comba_fail(COMBA_ERROR_UNSUPPORTED, "precision bf16: the CPU computes in float32; use --precision float32");
+  const comba_status checked = check_device(options);
+  if (checked != COMBA_OK) return checked;
   *backend = comba_backend_cpu();
   return COMBA_OK;
 }

@@ -20,6 +20,7 @@ typedef struct comba_backend {
   const comba_op *const *op;         /* indexed by comba_op_id */
   size_t size[COMBA_INDEX + 1];      /* bytes of one element, by class */
   const comba_device_memory *memory; /* of operands */
+  size_t products_bytes;             /* scratch of matrix products, once for all graphs */
   /* NULL, or how kernels that are always queued in the same order are queued once and replayed. */
   comba_status (*record)(void **recording, void (*run)(void *context), void *context);
   void (*replay)(void *recording);
@@ -32,7 +33,12 @@ const comba_backend *comba_backend_cpu(void);
 /* The first GPU, with activations and the weights of products in float32 or bfloat16; where the library was built with CUDA. */
 comba_status comba_backend_cuda(const comba_backend **backend, bool narrow);
 
+/* Its rows where there may be no GPU: for plans that are described and never run. */
+comba_status comba_backend_cuda_planned(const comba_backend **backend, bool narrow);
+
 /* The backend that options->device and options->precision ask for. */
 comba_status comba_backend_open(const comba_backend **backend, const comba_options *options);
+/* Likewise, to describe what it would run: a GPU that is asked for need not be there. */
+comba_status comba_backend_plan(const comba_backend **backend, const comba_options *options);
 
 #endif

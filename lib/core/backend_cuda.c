@@ -16,6 +16,8 @@ static const comba_cuda_op *const kernels[COMBA_OP_COUNT] = {
 #undef COMBA_LIST_OP
 };
 
+enum { NAME = 340 };
+
 static comba_op rows[COMBA_CUDA_TYPES][COMBA_OP_COUNT];
 static const comba_op *tables[COMBA_CUDA_TYPES][COMBA_OP_COUNT];
 static comba_backend backends[COMBA_CUDA_TYPES];
@@ -36,8 +38,8 @@ static comba_status (*const infers[COMBA_OP_COUNT])(comba_signature *) = {
 #undef COMBA_LIST_OP
 };
 
-static void fill(comba_cuda_type type) {
-  static char names[COMBA_CUDA_TYPES][340];
+static void fill(comba_cuda_type type, const comba_device_memory *memory, const char *device, comba_backend *backend,
+                 char name[NAME]) {
   for (int id = 0; id < COMBA_OP_COUNT; id++) {
     comba_op *row = &rows[type][id];
     *row = *comba_op_table_baseline[id];
@@ -47,14 +49,14 @@ static void fill(comba_cuda_type type) {
     row->backward_inputs |= kernels[id]->backward_inputs;
     tables[type][id] = row;
   }
-  snprintf(names[type], sizeof names[type], "%s, %s", comba_cuda_name(),
-           type == COMBA_CUDA_FLOAT32 ? "float32" : "bfloat16");
+  snprintf(name, NAME, "%s, %s", device, type == COMBA_CUDA_FLOAT32 ? "float32" : "bfloat16");
   const size_t activation = type == COMBA_CUDA_FLOAT32 ? sizeof(float) : sizeof(uint16_t);
-  backends[type] = (comba_backend){
-      .name = names[type],
+  *backend = (comba_backend){
+      .name = name,
       .op = tables[type],
       .size = {activation, sizeof(float), sizeof(float), sizeof(float), sizeof(int32_t)},
-      .memory = &comba_cuda_device_memory[type],
+      .memory = memory,
+      .products_bytes = COMBA_CUDA_PRODUCTS_BYTES,
       .record = comba_cuda_record,
       .replay = comba_cuda_replay,
       .forget = comba_cuda_forget,
@@ -65,7 +67,21 @@ comba_status comba_backend_cuda(const comba_backend **backend, bool narrow) {
   const comba_status status = comba_cuda_open();
   if (status != COMBA_OK) return status;
   const comba_cuda_type type = narrow ? COMBA_CUDA_BFLOAT16 : COMBA_CUDA_FLOAT32;
-  if (!backends[type].name) fill(type);
+  static char names[COMBA_CUDA_TYPES][NAME];
+  if (!backends[type].name)
+    fill(type, &comba_cuda_device_memory[type], comba_cuda_name(), &backends[type], names[type]);
   *backend = &backends[type];
+  return COMBA_OK;
+}
+
+comba_status comba_backend_cuda_planned(const comba_backend **backend, bool narrow) {
+  static comba_backend planned[COMBA_CUDA_TYPES];
+  static comba_device_memory memory;
+  static char names[COMBA_CUDA_TYPES][NAME];
+  const comba_cuda_type type = narrow ? COMBA_CUDA_BFLOAT16 : COMBA_CUDA_FLOAT32;
+  const bool present = comba_cuda_open() == COMBA_OK;
+  memory = comba_planned_memory(present ? comba_cuda_device_memory[type].available : NULL);
+  fill(type, &memory, present ? comba_cuda_name() : "CUDA, no GPU here", &planned[type], names[type]);
+  *backend = &planned[type];
   return COMBA_OK;
 }

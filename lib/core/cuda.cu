@@ -209,8 +209,8 @@ static size_t available(void) {
 }
 
 const comba_device_memory comba_cuda_device_memory[COMBA_CUDA_TYPES] = {
-    {false, allocate, allocate, release, write, write_ahead, read, zero, available},
-    {false, allocate, allocate_weights, release, write, write_ahead, read, zero, available},
+    {false, false, allocate, allocate, release, write, write_ahead, read, zero, available},
+    {false, false, allocate, allocate_weights, release, write, write_ahead, read, zero, available},
 };
 
 void comba_cuda_zero(void *data, size_t bytes) {

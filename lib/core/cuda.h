@@ -28,6 +28,8 @@ typedef struct comba_cuda_op {
 comba_status comba_cuda_open(void);
 /* "NVIDIA H200, sm_90, CUDA 13.0": after comba_cuda_open. */
 const char *comba_cuda_name(void);
+/* Of matrix products, allocated when the GPU is opened. */
+enum { COMBA_CUDA_PRODUCTS_BYTES = 32 << 20 };
 extern const comba_device_memory comba_cuda_device_memory[COMBA_CUDA_TYPES];
 /* Records what `run` queues and replays it; the recording belongs to the caller. */
 comba_status comba_cuda_record(void **recording, void (*run)(void *context), void *context);

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { WORKSPACE = 32 << 20, PLANS = 1024 };
+enum { WORKSPACE = COMBA_CUDA_PRODUCTS_BYTES, PLANS = 1024 };
 
 typedef struct plan {
   comba_cuda_product key; /* without pointers */

@@ -11,7 +11,8 @@
 #include "core/status.h"
 
 typedef struct comba_device_memory {
-  bool is_host; /* the host may read and write it directly */
+  bool is_host;    /* the host may read and write it directly */
+  bool is_planned; /* addresses alone, for plans that are described and never run */
   /* Zeroed, aligned to 64 bytes or more; NULL with the message stored. */
   void *(*allocate)(size_t bytes, const char *what);
   void *(*allocate_weights)(size_t bytes, const char *what); /* likewise, for what matrix products read */
@@ -26,5 +27,6 @@ typedef struct comba_device_memory {
 } comba_device_memory;
 
 extern const comba_device_memory comba_host_memory;
+comba_device_memory comba_planned_memory(size_t (*available)(void));
 
 #endif

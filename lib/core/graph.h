@@ -92,6 +92,7 @@ typedef struct comba_graph_cost {
   double forward_flops, backward_flops;
   double again_flops; /* of forward computed again */
   int nodes;
+  comba_recompute recompute;
 } comba_graph_cost;
 void comba_graph_describe(const comba_graph *graph, comba_graph_cost *cost);
 

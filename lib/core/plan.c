@@ -242,6 +242,7 @@ static void count_flops(comba_graph *graph) {
     if (node->runs[COMBA_RUN_AGAIN]) graph->cost.again_flops += node->signature.forward_flops;
   }
   graph->cost.nodes = graph->nodes;
+  graph->cost.recompute = graph->recompute;
 }
 
 comba_status comba_graph_layout(comba_graph *graph) {

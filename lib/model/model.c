@@ -51,8 +51,10 @@ static comba_status declare(comba_model *model) {
   return status;
 }
 
-/* A model whose weights have names and shapes, but no memory yet. Takes over `config`, also on failure. */
-static comba_status create(comba_model **out, comba_config *config, const comba_options *options) {
+/* A model whose weights have names and shapes, but no memory yet, on the backend that `open` gives. Takes over `config`, also on
+ * failure. */
+static comba_status create(comba_model **out, comba_config *config, const comba_options *options,
+                           comba_status (*open)(const comba_backend **, const comba_options *)) {
   comba_status status = COMBA_OK;
   comba_model *model = comba_allocate(sizeof *model, "a model");
   if (!model) {
@@ -62,7 +64,7 @@ static comba_status create(comba_model **out, comba_config *config, const comba_
   model->config = config;
   comba_options_default(&model->options);
   if (options) model->options = *options;
-  COMBA_TRY(comba_backend_open(&model->backend, &model->options));
+  COMBA_TRY(open(&model->backend, &model->options));
   model->parameters.memory = model->backend->memory;
   model->training_run.seed = model->evaluation_run.seed = model->options.seed;
   COMBA_TRY(comba_config_write(config, &model->config_text));
@@ -79,9 +81,23 @@ comba_status comba_model_create(comba_model **out, const char *config_json, cons
   comba_model *model = NULL;
   comba_status status = COMBA_OK;
   COMBA_TRY(comba_config_parse(&config, config_json, "config", NULL));
-  COMBA_TRY(create(&model, config, options));
+  COMBA_TRY(create(&model, config, options, comba_backend_open));
   COMBA_TRY(comba_parameters_allocate(&model->parameters));
   COMBA_TRY(comba_parameters_initialize(&model->parameters, model->options.seed));
+  *out = model;
+  return COMBA_OK;
+cleanup:
+  comba_model_free(model);
+  return status;
+}
+
+comba_status comba_model_plan(comba_model **out, const char *config_json, const comba_options *options) {
+  comba_config *config = NULL;
+  comba_model *model = NULL;
+  comba_status status = COMBA_OK;
+  COMBA_TRY(comba_config_parse(&config, config_json, "config", NULL));
+  COMBA_TRY(create(&model, config, options, comba_backend_plan));
+  COMBA_TRY(comba_parameters_allocate(&model->parameters));
   *out = model;
   return COMBA_OK;
 cleanup:
@@ -144,7 +160,7 @@ comba_status comba_model_load(comba_model **out, const char *directory, const co
   comba_status status = COMBA_OK;
   COMBA_TRY(comba_path_join(&path, directory, "config.json"));
   COMBA_TRY(comba_config_read(&config, path, NULL));
-  COMBA_TRY(create(&model, config, options));
+  COMBA_TRY(create(&model, config, options, comba_backend_open));
   COMBA_TRY(read_weights(model, directory, true)); /* a config alone must not make the process take all memory */
   status = comba_parameters_allocate(&model->parameters);
   if (status != COMBA_OK) {

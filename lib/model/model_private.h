@@ -10,7 +10,6 @@ typedef struct comba_picture_feed comba_picture_feed; /* model/pictures.h */
 typedef struct comba_plan {
   comba_pass pass;
   int64_t batch, length, sequences; /* length: tokens, or the side of a picture; sequences: of cu_seqlens, 0 without */
-  comba_recompute recompute;        /* chosen, not AUTO */
   comba_graph *graph;
   comba_tensor *input_ids, *pixel_values, *targets, *cu_seqlens, *position;
   comba_tensor *logits, *loss, *row_losses;
@@ -53,9 +52,11 @@ bool comba_layer_attends(const comba_config *config, int64_t layer);
 
 /* Token-by-token loss of the last forward, in nats, 0 where ignored: (B,T) or (B). */
 const float *comba_model_row_losses(const comba_model *model);
-/* Memory and FLOPs of the plan for one pass of this size, and the level of recomputing it was made with. */
+/* Memory and FLOPs of the plan for one pass of this size; nothing is allocated. */
 comba_status comba_model_cost(comba_model *model, comba_pass pass, int64_t batch, int64_t length,
-                              comba_graph_cost *cost, comba_recompute *recompute);
+                              comba_graph_cost *cost);
+/* A model without memory, on a backend that need not be there: it can be described, nothing else. */
+comba_status comba_model_plan(comba_model **model, const char *config_json, const comba_options *options);
 
 /* What a model in training takes besides the arenas of its plans. */
 typedef struct comba_model_bytes {

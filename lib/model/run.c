@@ -17,7 +17,6 @@ static comba_status lay_out(comba_model *model, comba_plan *plan, comba_recomput
     comba_vision_build(&build, plan);
   else
     comba_language_build(&build, plan);
-  plan->recompute = recompute;
   return comba_graph_layout(plan->graph);
 }
 
@@ -35,44 +34,58 @@ static size_t less(size_t bytes, size_t taken) {
   return bytes > taken ? bytes - taken : 0;
 }
 
+static size_t training_bytes(const comba_model *model) {
+  comba_model_bytes bytes;
+  comba_model_bytes_of(model, &bytes);
+  return bytes.weights + bytes.narrow_weights + bytes.gradients + bytes.moments;
+}
+
 /* Bytes that the arena of a training plan may take; arenas of other plans give way to it. */
 static size_t room(const comba_model *model) {
   const comba_device_memory *memory = model->backend->memory;
-  comba_model_bytes bytes;
-  comba_model_bytes_of(model, &bytes);
-  if (model->options.memory)
-    return less(model->options.memory, bytes.weights + bytes.narrow_weights + bytes.gradients + bytes.moments);
+  if (model->options.memory) return less(model->options.memory, training_bytes(model) + model->backend->products_bytes);
   if (!memory->available) return SIZE_MAX;
   size_t available = memory->available();
+  if (memory->is_planned) return less(available, training_bytes(model) + model->backend->products_bytes);
   for (int i = 0; i < COMBA_MAX_PLANS; i++) {
     comba_graph_cost cost = {0};
     if (model->plan[i].graph) comba_graph_describe(model->plan[i].graph, &cost);
     available += cost.arena_bytes;
   }
+  comba_model_bytes bytes;
+  comba_model_bytes_of(model, &bytes);
   return model->parameters.slab[0].data[COMBA_ARRAY_MOMENT1] ? available : less(available, bytes.moments);
+}
+
+/* Lays the plan out at the level that the options ask for, or for AUTO at the first that fits. */
+static comba_status lay_out_level(comba_model *model, comba_plan *plan) {
+  const comba_plan wanted = *plan;
+  const comba_recompute asked = plan->pass == COMBA_PASS_TRAIN ? model->options.recompute : COMBA_RECOMPUTE_NONE;
+  if (asked != COMBA_RECOMPUTE_AUTO) return lay_out(model, plan, asked);
+  const size_t most = room(model);
+  comba_status status = COMBA_OK;
+  for (comba_recompute level = COMBA_RECOMPUTE_NONE;; level++) {
+    comba_graph_cost cost;
+    COMBA_TRY(lay_out(model, plan, level));
+    comba_graph_describe(plan->graph, &cost);
+    if (level == COMBA_RECOMPUTE_BLOCK || cost.arena_bytes <= most) return COMBA_OK;
+    comba_graph_free(plan->graph);
+    *plan = wanted;
+  }
+cleanup:
+  return status;
 }
 
 static comba_status make_plan(comba_model *model, comba_plan *plan) {
   const bool training = plan->pass == COMBA_PASS_TRAIN;
-  const comba_plan wanted = *plan;
-  const comba_recompute asked = training ? model->options.recompute : COMBA_RECOMPUTE_NONE;
-  const size_t most = asked == COMBA_RECOMPUTE_AUTO ? room(model) : SIZE_MAX;
-  comba_recompute level = asked == COMBA_RECOMPUTE_AUTO ? COMBA_RECOMPUTE_NONE : asked;
   comba_status status = COMBA_OK;
-  for (;; level++) {
-    comba_graph_cost cost = {0};
-    COMBA_TRY(lay_out(model, plan, level));
-    comba_graph_describe(plan->graph, &cost);
-    if (asked != COMBA_RECOMPUTE_AUTO || level == COMBA_RECOMPUTE_BLOCK || cost.arena_bytes <= most) break;
-    comba_graph_free(plan->graph);
-    *plan = wanted;
-  }
+  COMBA_TRY(lay_out_level(model, plan));
   COMBA_TRY(comba_graph_plan(plan->graph));
   comba_graph_bind_run(plan->graph, training ? &model->training_run : &model->evaluation_run);
   return COMBA_OK;
 cleanup:
   comba_graph_free(plan->graph);
-  *plan = wanted;
+  plan->graph = NULL;
   return status;
 }
 
@@ -261,14 +274,13 @@ comba_status comba_model_backward(comba_model *model, float scale) {
 }
 
 comba_status comba_model_cost(comba_model *model, comba_pass pass, int64_t batch, int64_t length,
-                              comba_graph_cost *cost, comba_recompute *recompute) {
-  comba_plan *plan = NULL;
-  const comba_status status = find_plan(
-      model, pass, batch, model->config->kind == COMBA_KIND_VISION ? model->config->image_size : length, 0, &plan);
-  if (status != COMBA_OK) return status;
-  comba_graph_describe(plan->graph, cost);
-  if (recompute) *recompute = plan->recompute;
-  return COMBA_OK;
+                              comba_graph_cost *cost) {
+  comba_plan plan = {.pass = pass, .batch = batch, .length = length};
+  if (model->config->kind == COMBA_KIND_VISION) plan.length = model->config->image_size;
+  const comba_status status = lay_out_level(model, &plan);
+  if (status == COMBA_OK) comba_graph_describe(plan.graph, cost);
+  comba_graph_free(plan.graph);
+  return status;
 }
 
 uint64_t comba_model_training_passes(const comba_model *model) {

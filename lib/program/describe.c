@@ -9,6 +9,7 @@
 #include "core/parallel.h"
 #include "mixers/mixer.h"
 #include "model/model_private.h"
+#include "program/options.h"
 
 static void print_json(json_t *object) {
   json_dumpf(object, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
@@ -36,25 +37,102 @@ static double state_bytes(const comba_config *config, bool *grows) {
   return elements * sizeof(float);
 }
 
+/* What one training step takes. */
+typedef struct needs {
+  comba_model_bytes model;
+  comba_graph_cost cost;                   /* at the level that is used */
+  size_t arena[COMBA_RECOMPUTE_BLOCK + 1]; /* at each level */
+  size_t total, available;                 /* 0: not known what there is */
+} needs;
+
+static comba_status measure(comba_model *model, int64_t batch, int64_t length, needs *n) {
+  const comba_recompute asked = model->options.recompute;
+  const comba_device_memory *memory = model->backend->memory;
+  comba_status status = COMBA_OK;
+  comba_model_bytes_of(model, &n->model);
+  for (comba_recompute level = COMBA_RECOMPUTE_NONE; level <= COMBA_RECOMPUTE_BLOCK; level++) {
+    comba_graph_cost cost;
+    model->options.recompute = level;
+    COMBA_TRY(comba_model_cost(model, COMBA_PASS_TRAIN, batch, length, &cost));
+    n->arena[level] = cost.arena_bytes;
+  }
+  model->options.recompute = asked;
+  COMBA_TRY(comba_model_cost(model, COMBA_PASS_TRAIN, batch, length, &n->cost));
+  n->total = n->model.weights + n->model.narrow_weights + n->model.gradients + n->model.moments + n->cost.arena_bytes +
+             model->backend->products_bytes;
+  n->available = model->options.memory ? (size_t)model->options.memory : memory->available ? memory->available() : 0;
+cleanup:
+  model->options.recompute = asked;
+  return status;
+}
+
+static json_t *needs_json(const comba_model *model, const needs *n) {
+  json_t *object = json_pack(
+      "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:{s:I, s:I, s:I}}", "weights_bytes", (json_int_t)n->model.weights,
+      "narrow_weights_bytes", (json_int_t)n->model.narrow_weights, "gradients_bytes", (json_int_t)n->model.gradients,
+      "moments_bytes", (json_int_t)n->model.moments, "workspace_bytes", (json_int_t)n->cost.workspace_bytes,
+      "products_bytes", (json_int_t)model->backend->products_bytes, "total_bytes", (json_int_t)n->total, "recompute",
+      comba_recompute_names[n->cost.recompute], "arena_bytes_by_recompute", "none",
+      (json_int_t)n->arena[COMBA_RECOMPUTE_NONE], "light", (json_int_t)n->arena[COMBA_RECOMPUTE_LIGHT], "block",
+      (json_int_t)n->arena[COMBA_RECOMPUTE_BLOCK]);
+  json_object_set_new(object, "available_bytes", n->available ? json_integer((json_int_t)n->available) : json_null());
+  json_object_set_new(object, "fits", n->available ? json_boolean(n->total <= n->available) : json_null());
+  return object;
+}
+
+static void print_bytes(const char *words, size_t bytes) {
+  const double gib = (double)bytes / (1024.0 * 1024 * 1024);
+  if (gib < 1)
+    printf("%s %.1f MiB", words, gib * 1024);
+  else
+    printf("%s %.2f GiB", words, gib);
+}
+
+static void print_needs(const comba_model *model, const needs *n) {
+  print_bytes("memory      ", n->total);
+  print_bytes(": weights", n->model.weights);
+  if (n->model.narrow_weights) print_bytes(" and in bfloat16", n->model.narrow_weights);
+  print_bytes(", gradients", n->model.gradients);
+  print_bytes(", moments", n->model.moments);
+  if (model->backend->products_bytes) print_bytes(", products", model->backend->products_bytes);
+  print_bytes(", arena", n->cost.arena_bytes);
+  print_bytes("\narena        largest workspace", n->cost.workspace_bytes);
+  print_bytes(", separate buffers would take", n->cost.unshared_bytes);
+  printf("\nrecompute    %s;", comba_recompute_names[n->cost.recompute]);
+  print_bytes(" arena with none", n->arena[COMBA_RECOMPUTE_NONE]);
+  print_bytes(", light", n->arena[COMBA_RECOMPUTE_LIGHT]);
+  print_bytes(", block", n->arena[COMBA_RECOMPUTE_BLOCK]);
+  if (n->available) {
+    printf("\nfits         %s:", n->total <= n->available ? "yes" : "no");
+    print_bytes("", n->available);
+    printf(" %s", model->options.memory ? "given" : "free");
+  }
+  putchar('\n');
+}
+
 comba_status comba_describe_model(comba_model *model, int64_t batch, int64_t length, bool json) {
   const comba_config *config = model->config;
   const bool vision = config->kind == COMBA_KIND_VISION;
   comba_model_info info;
-  comba_graph_cost cost;
+  needs n = {.available = 0};
   bool grows;
   comba_model_describe(model, &info);
-  const comba_status status = comba_model_cost(model, COMBA_PASS_TRAIN, batch, length, &cost, NULL);
+  const comba_status status = measure(model, batch, length, &n);
   if (status != COMBA_OK) return status;
-  const double state = state_bytes(config, &grows), weights = (double)info.parameters * sizeof(float);
+  const comba_graph_cost *cost = &n.cost;
+  const double state = state_bytes(config, &grows);
   if (json) {
-    json_t *object =
-        json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:I, s:I, s:f, s:b, s:s, s:s, s:i}", "model_type",
-                  info.model_type, "parameters", (json_int_t)info.parameters, "hidden_size",
-                  (json_int_t)info.hidden_size, "layers", (json_int_t)info.layers, "batch_size", (json_int_t)batch,
-                  "sequence_length", (json_int_t)(vision ? 0 : length), "forward_flops", cost.forward_flops,
-                  "backward_flops", cost.backward_flops, "arena_bytes", (json_int_t)cost.arena_bytes, "unshared_bytes",
-                  (json_int_t)cost.unshared_bytes, "state_bytes", state, "state_grows", grows, "backend",
-                  model->backend->name, "products", comba_gemm_library(), "threads", comba_threads());
+    json_t *object = json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:I, s:I, s:f, s:b, s:s, s:s, s:i}",
+                               "model_type", info.model_type, "parameters", (json_int_t)info.parameters, "hidden_size",
+                               (json_int_t)info.hidden_size, "layers", (json_int_t)info.layers, "batch_size",
+                               (json_int_t)batch, "sequence_length", (json_int_t)(vision ? 0 : length), "forward_flops",
+                               cost->forward_flops, "backward_flops", cost->backward_flops, "recomputed_flops",
+                               cost->again_flops, "arena_bytes", (json_int_t)cost->arena_bytes, "unshared_bytes",
+                               (json_int_t)cost->unshared_bytes, "state_bytes", state, "state_grows", grows, "backend",
+                               model->backend->name, "products", comba_gemm_library(), "threads", comba_threads());
+    json_t *needed = needs_json(model, &n);
+    if (object && needed) json_object_update(object, needed);
+    json_decref(needed);
     if (!object) return comba_fail_memory(0, "the description");
     json_object_set_new(object, "config", json_loads(model->config_text, 0, NULL));
     print_json(object);
@@ -62,7 +140,7 @@ comba_status comba_describe_model(comba_model *model, int64_t batch, int64_t len
   }
   printf("model        %s, %lld layers, hidden size %lld\n", info.model_type, (long long)info.layers,
          (long long)info.hidden_size);
-  printf("parameters   %lld (%.1f MB)\n", (long long)info.parameters, weights / 1e6);
+  printf("parameters   %lld\n", (long long)info.parameters);
   if (vision)
     printf("input        %lld x %lld pixels, %lld channels, %lld classes\n", (long long)info.image_size,
            (long long)info.image_size, (long long)info.num_channels, (long long)info.num_classes);
@@ -71,9 +149,10 @@ comba_status comba_describe_model(comba_model *model, int64_t batch, int64_t len
            grows ? ", of which the attention part is for each token" : "");
   printf("one step     %lld %s", (long long)batch, vision ? "pictures" : "sequences");
   if (!vision) printf(" of %lld tokens", (long long)length);
-  printf(": %.3g GFLOP forward, %.3g GFLOP backward\n", cost.forward_flops / 1e9, cost.backward_flops / 1e9);
-  printf("memory       arena %.1f MB (separate buffers would take %.1f MB), weights, gradients and moments %.1f MB\n",
-         (double)cost.arena_bytes / 1e6, (double)cost.unshared_bytes / 1e6, 4 * weights / 1e6);
+  printf(": %.3g GFLOP forward, %.3g GFLOP backward", cost->forward_flops / 1e9, cost->backward_flops / 1e9);
+  if (cost->again_flops > 0) printf(", %.3g GFLOP computed again", cost->again_flops / 1e9);
+  printf("\n");
+  print_needs(model, &n);
   printf("backend      %s; products by %s; %d threads\n", model->backend->name, comba_gemm_library(), comba_threads());
   printf("config\n%s\n", model->config_text);
   return COMBA_OK;

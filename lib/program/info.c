@@ -4,10 +4,12 @@
 #include <stdlib.h>
 
 #include "core/status.h"
+#include "model/model_private.h"
 #include "program/describe.h"
 
 typedef struct options {
   comba_common_options common;
+  comba_memory_options memory;
   const char *model, *config, *preset, *fields;
   bool mixers, presets;
   int64_t batch, length;
@@ -18,7 +20,10 @@ enum { MODEL = 1, CONFIG, PRESET, FIELDS, MIXERS, PRESETS, BATCH, LENGTH };
 static error_t parse(int key, char *argument, struct argp_state *state) {
   options *o = state->input;
   switch (key) {
-  case ARGP_KEY_INIT: state->child_inputs[0] = &o->common; break;
+  case ARGP_KEY_INIT:
+    state->child_inputs[0] = &o->memory;
+    state->child_inputs[1] = &o->common;
+    break;
   case MODEL: o->model = argument; break;
   case CONFIG: o->config = argument; break;
   case PRESET: o->preset = argument; break;
@@ -39,7 +44,8 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
 typedef comba_status (*loader)(comba_model **, const char *, const comba_options *);
 
 static comba_status describe(const options *o, const comba_preset *presets, loader load) {
-  const comba_options library = comba_common_apply(&o->common);
+  comba_options library = comba_common_apply(&o->common);
+  comba_memory_apply(&o->memory, &library);
   comba_model *model = NULL;
   char *text = NULL;
   comba_status status = COMBA_OK;
@@ -49,7 +55,7 @@ static comba_status describe(const options *o, const comba_preset *presets, load
     COMBA_TRY(comba_preset_config(presets, o->preset, o->config, &text));
     const char *source = o->config ? o->config : o->preset;
     COMBA_TRY(comba_config_warn(text, source));
-    COMBA_TRY(comba_config_create(&model, text, source, &library));
+    COMBA_TRY(comba_model_plan(&model, text, &library));
   }
   COMBA_TRY(comba_describe_model(model, o->batch, o->length, o->common.json));
 cleanup:
@@ -68,7 +74,7 @@ static const struct argp_option list[] = {
     {"batch-size", BATCH, "N", 0, "For the memory plan (default 1)", 0},
     {"sequence-length", LENGTH, "N", 0, "For the memory plan of a language model (default 256)", 0},
     {0}};
-static const struct argp_child children[] = {{&comba_common_argp, 0, 0, 0}, {0}};
+static const struct argp_child children[] = {{&comba_memory_argp, 0, 0, 0}, {&comba_common_argp, 0, 0, 0}, {0}};
 const struct argp comba_info_argp = {list, parse, 0, "Describe a model, a preset, or the mixers.", children, 0, 0};
 
 int comba_info_run(int argc, char **argv, const comba_preset *presets, loader load) {
