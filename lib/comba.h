@@ -45,7 +45,8 @@ typedef enum comba_status {
   COMBA_ERROR_IO,          /* the system could not read or write */
   COMBA_ERROR_MEMORY,      /* an allocation failed */
   COMBA_ERROR_UNSUPPORTED, /* valid, but not built into this library or not implemented */
-  COMBA_ERROR_DEVICE       /* the accelerator reported an error */
+  COMBA_ERROR_DEVICE,      /* the accelerator reported an error */
+  COMBA_ERROR_NONFINITE    /* a result that is not a finite number */
 } comba_status;
 
 /* "0.1.0"; static. */

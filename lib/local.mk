@@ -8,6 +8,8 @@ include_HEADERS = lib/comba.h
 library_sources = \
 	lib/core/backend.c \
 	lib/core/backend.h \
+	lib/core/device_failure.c \
+	lib/core/device_failure.h \
 	lib/core/device_memory.c \
 	lib/core/device_memory.h \
 	lib/core/file.c \

@@ -22,6 +22,7 @@ suites = \
 	tests/test_safetensors \
 	tests/test_scalar_decay \
 	tests/test_tokens \
+	tests/test_trainer \
 	tests/test_training \
 	tests/test_vision_model
 
@@ -50,6 +51,8 @@ tests_test_model_SOURCES = tests/test_model.c $(model_case)
 tests_test_recompute_SOURCES = tests/test_recompute.c $(model_case)
 tests_test_recurrences_SOURCES = tests/test_recurrences.c $(model_case)
 tests_test_rwkv7_SOURCES = tests/test_rwkv7.c $(model_case)
+tests_test_trainer_SOURCES = tests/test_trainer.c $(model_case) $(scratch_folder)
+tests_test_trainer_LDADD = lib/libprogram.la $(LDADD)
 tests_test_training_SOURCES = tests/test_training.c $(model_case)
 tests_test_vision_model_SOURCES = tests/test_vision_model.c $(model_case)
 

@@ -3,6 +3,7 @@
 #include <omp.h>
 #include <string.h>
 
+#include "core/device_failure.h"
 #include "core/gemm.h"
 #include "core/op.h"
 #include "core/parallel.h"
@@ -32,8 +33,52 @@ START_TEST(long_message_is_cut) {
 }
 END_TEST
 
+/* What a GPU's runtime reports becomes what was wrong and what to do. */
+START_TEST(failure_of_a_device_names_its_remedy) {
+  static const struct {
+    comba_device_failure failure;
+    comba_status status;
+    const char *parts[4];
+  } cases[] = {
+      {{.code = COMBA_CUDA_OUT_OF_MEMORY,
+        .what = "the arena of a graph",
+        .device = "NVIDIA H100",
+        .asked = (size_t)41 << 30,
+        .available = (size_t)1 << 29},
+       COMBA_ERROR_MEMORY,
+       {"NVIDIA H100: 41.000 GiB for the arena of a graph", "0.500 GiB are free", "--recompute block", "--batch-size"}},
+      {{.code = COMBA_CUDA_OLD_DRIVER, .driver = 12040, .runtime = 13000},
+       COMBA_ERROR_UNSUPPORTED,
+       {"is for CUDA 12.4, expected 13.0", "update the driver", "--device cpu"}},
+      {{.code = COMBA_CUDA_OLD_DRIVER, .runtime = 13000},
+       COMBA_ERROR_UNSUPPORTED,
+       {"no NVIDIA driver", "--device cpu"}},
+      {{.code = COMBA_CUDA_STUB_LIBRARY}, COMBA_ERROR_UNSUPPORTED, {"no NVIDIA driver"}},
+      {{.code = COMBA_CUDA_NO_DEVICE}, COMBA_ERROR_UNSUPPORTED, {"no GPU was found", "--device cpu"}},
+      {{.code = COMBA_CUDA_NO_KERNEL_IMAGE, .device = "NVIDIA B200"},
+       COMBA_ERROR_UNSUPPORTED,
+       {"NVIDIA B200 is of a kind", "--with-cuda-architectures"}},
+      {{.code = COMBA_CUDA_DEVICE_IN_USE}, COMBA_ERROR_DEVICE, {"another process"}},
+      {{.code = COMBA_CUDA_DRIVER_MISMATCH}, COMBA_ERROR_DEVICE, {"restart"}},
+      {{.code = COMBA_CUDA_MEMORY_ERROR, .what = "replaying a step", .device = "NVIDIA H200"},
+       COMBA_ERROR_DEVICE,
+       {"NVIDIA H200 was lost at replaying a step", "--resume"}},
+      {{.code = COMBA_CUDA_ILLEGAL_ADDRESS, .what = "linear"}, COMBA_ERROR_DEVICE, {"at linear", "--resume"}},
+      {{.code = 1, .what = "a copy to the GPU"}, COMBA_ERROR_DEVICE, {"CUDA: a copy to the GPU"}},
+  };
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    comba_device_failure failure = cases[i].failure;
+    failure.text = "in its own words";
+    ck_assert_int_eq(comba_device_fail(&failure), cases[i].status);
+    for (int k = 0; k < 4 && cases[i].parts[k]; k++)
+      ck_assert_msg(strstr(comba_last_error(), cases[i].parts[k]), "code %d: '%s' lacks '%s'", failure.code,
+                    comba_last_error(), cases[i].parts[k]);
+  }
+}
+END_TEST
+
 START_TEST(every_status_has_a_name) {
-  for (int status = COMBA_OK; status <= COMBA_ERROR_DEVICE; status++) {
+  for (int status = COMBA_OK; status <= COMBA_ERROR_NONFINITE; status++) {
     ck_assert_str_ne(comba_status_name((comba_status)status), "unknown status");
     for (int other = 0; other < status; other++)
       ck_assert_str_ne(comba_status_name((comba_status)status), comba_status_name((comba_status)other));
@@ -353,6 +398,7 @@ int main(void) {
         *threads = tcase_create("threads");
   tcase_add_test(status, failure_keeps_its_message);
   tcase_add_test(status, long_message_is_cut);
+  tcase_add_test(status, failure_of_a_device_names_its_remedy);
   tcase_add_test(status, every_status_has_a_name);
   tcase_add_test(status, memory_is_aligned_zeroed_or_refused);
   tcase_add_test(shapes, shape_counts_and_compares);

@@ -1,5 +1,6 @@
 /* The device, its memory, and recordings of a step. */
 #include "core/cuda_kernel.h"
+#include "core/device_failure.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,31 +24,65 @@ void comba_cuda_note(cudaError_t error, const char *what) {
   device.what = what;
 }
 
-static comba_status fail(cudaError_t error, const char *what) {
-  const char *remedy = "";
-  if (error == cudaErrorMemoryAllocation) remedy = "; take a smaller --batch-size or --sequence-length";
-  if (error == cudaErrorInsufficientDriver) remedy = "; update the NVIDIA driver, or use --device cpu";
-  if (error == cudaErrorNoDevice) remedy = "; use --device cpu";
-  return comba_fail(error == cudaErrorMemoryAllocation ? COMBA_ERROR_MEMORY : COMBA_ERROR_DEVICE, "CUDA: %s: %s%s",
-                    what, cudaGetErrorString(error), remedy);
+#define SAME(theirs, ours) static_assert((int)theirs == ours, "codes of the runtime")
+SAME(cudaErrorMemoryAllocation, COMBA_CUDA_OUT_OF_MEMORY);
+SAME(cudaErrorStubLibrary, COMBA_CUDA_STUB_LIBRARY);
+SAME(cudaErrorInsufficientDriver, COMBA_CUDA_OLD_DRIVER);
+SAME(cudaErrorDevicesUnavailable, COMBA_CUDA_DEVICE_IN_USE);
+SAME(cudaErrorNoDevice, COMBA_CUDA_NO_DEVICE);
+SAME(cudaErrorNoKernelImageForDevice, COMBA_CUDA_NO_KERNEL_IMAGE);
+SAME(cudaErrorECCUncorrectable, COMBA_CUDA_MEMORY_ERROR);
+SAME(cudaErrorNvlinkUncorrectable, COMBA_CUDA_LINK_ERROR);
+SAME(cudaErrorUnsupportedPtxVersion, COMBA_CUDA_OLD_PTX);
+SAME(cudaErrorContained, COMBA_CUDA_CONTAINED);
+SAME(cudaErrorIllegalAddress, COMBA_CUDA_ILLEGAL_ADDRESS);
+SAME(cudaErrorLaunchTimeout, COMBA_CUDA_TIMEOUT);
+SAME(cudaErrorMisalignedAddress, COMBA_CUDA_MISALIGNED);
+SAME(cudaErrorLaunchFailure, COMBA_CUDA_LAUNCH_FAILED);
+SAME(cudaErrorSystemNotReady, COMBA_CUDA_NOT_READY);
+SAME(cudaErrorSystemDriverMismatch, COMBA_CUDA_DRIVER_MISMATCH);
+SAME(cudaErrorUnknown, COMBA_CUDA_UNKNOWN);
+
+static size_t available(void) {
+  size_t free = 0, total = 0;
+  return cudaMemGetInfo(&free, &total) == cudaSuccess ? free : 0;
 }
+
+static comba_status fail_bytes(cudaError_t error, size_t asked, const char *what) {
+  comba_device_failure failure = {(int)error, cudaGetErrorString(error), what, device.name[0] ? device.name : NULL};
+  cudaDriverGetVersion(&failure.driver);
+  cudaRuntimeGetVersion(&failure.runtime);
+  failure.asked = asked;
+  if (error == cudaErrorMemoryAllocation) failure.available = available();
+  return comba_device_fail(&failure);
+}
+
+static comba_status fail(cudaError_t error, const char *what) {
+  return fail_bytes(error, 0, what);
+}
+
+static __global__ void sum_rows(const float *partial, int64_t rows, int64_t n, bool accumulate, float *sum);
+static cudaError_t open_staging();
 
 comba_status comba_cuda_open() {
   if (device.open) return COMBA_OK;
   cudaDeviceProp properties;
+  cudaFuncAttributes attributes;
   int version = 0;
   cudaError_t error = cudaGetDeviceProperties(&properties, 0);
   if (error == cudaSuccess) error = cudaRuntimeGetVersion(&version);
-  if (error != cudaSuccess) return fail(error, "no GPU can be used");
-  if (properties.major < 8)
-    return comba_fail(COMBA_ERROR_UNSUPPORTED,
-                      "CUDA: %s has compute capability %d.%d, expected at least 8.0; use --device cpu", properties.name,
-                      properties.major, properties.minor);
-  error = cudaStreamCreateWithFlags(&device.stream, cudaStreamNonBlocking);
-  if (error == cudaSuccess) error = comba_cuda_open_products();
-  if (error != cudaSuccess) return fail(error, "a stream and cuBLASLt");
+  if (error != cudaSuccess) return fail(error, "looking for a GPU");
   snprintf(device.name, sizeof device.name, "%s, sm_%d%d, CUDA %d.%d", properties.name, properties.major,
            properties.minor, version / 1000, version % 1000 / 10);
+  if (properties.major < 8)
+    return comba_fail(COMBA_ERROR_UNSUPPORTED,
+                      "%s has compute capability %d.%d, expected at least 8.0; use --device cpu", properties.name,
+                      properties.major, properties.minor);
+  error = cudaFuncGetAttributes(&attributes, sum_rows); /* fails where no kernel is for this GPU */
+  if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&device.stream, cudaStreamNonBlocking);
+  if (error == cudaSuccess) error = comba_cuda_open_products();
+  if (error == cudaSuccess) error = open_staging();
+  if (error != cudaSuccess) return fail(error, "a stream and cuBLASLt");
   device.open = true;
   return COMBA_OK;
 }
@@ -98,9 +133,7 @@ static void *allocate(size_t bytes, const char *what) {
   if (error == cudaSuccess) return data;
   cudaGetLastError();
   cudaFree(data);
-  char text[200];
-  snprintf(text, sizeof text, "%zu bytes for %s", bytes, what);
-  fail(error, text);
+  fail_bytes(error, bytes, what);
   return NULL;
 }
 
@@ -133,8 +166,8 @@ static void *allocate_weights(size_t bytes, const char *what) {
   return data;
 }
 
-static comba_status synchronize(void) {
-  cudaError_t error = cudaStreamSynchronize(device.stream);
+/* The first error of what was queued, or that of waiting for it. */
+static comba_status finished(cudaError_t error) {
   const char *what = "running the queued work";
   if (device.error != cudaSuccess) {
     error = device.error;
@@ -144,8 +177,38 @@ static comba_status synchronize(void) {
   return error == cudaSuccess ? COMBA_OK : fail(error, what);
 }
 
+/* Pinned memory through which small values go, in two halves: a copy from elsewhere could make the host wait for the queue. Whoever
+ * comes back to a half waits for the copies that were queued from it. */
+enum { STAGING_HALF = 4 << 20 };
+static struct {
+  char *data;
+  size_t used;
+  int half;
+  cudaEvent_t left[2];
+} staging;
+
+static cudaError_t open_staging() {
+  cudaError_t error = cudaMallocHost((void **)&staging.data, 2 * STAGING_HALF);
+  for (int i = 0; i < 2 && error == cudaSuccess; i++)
+    error = cudaEventCreateWithFlags(&staging.left[i], cudaEventDisableTiming);
+  return error;
+}
+
+static const void *stage(const void *from, size_t bytes) {
+  if (bytes > STAGING_HALF) return from;
+  if (staging.used + bytes > STAGING_HALF) {
+    comba_cuda_note(cudaEventRecord(staging.left[staging.half], device.stream), "a copy to the GPU");
+    staging.half ^= 1;
+    staging.used = 0;
+    comba_cuda_note(cudaEventSynchronize(staging.left[staging.half]), "a copy to the GPU");
+  }
+  char *place = staging.data + staging.half * STAGING_HALF + staging.used;
+  staging.used += (bytes + 63) / 64 * 64;
+  return memcpy(place, from, bytes);
+}
+
 static comba_status write(void *to, const void *from, size_t bytes) {
-  const cudaError_t error = cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, device.stream);
+  const cudaError_t error = cudaMemcpyAsync(to, stage(from, bytes), bytes, cudaMemcpyHostToDevice, device.stream);
   narrow(to, bytes);
   return error == cudaSuccess ? COMBA_OK : fail(error, "a copy to the GPU");
 }
@@ -194,7 +257,38 @@ static comba_status write_ahead(void *to, const void *from, size_t bytes) {
 
 static comba_status read(void *to, const void *from, size_t bytes) {
   comba_cuda_note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, device.stream), "a copy from the GPU");
-  return synchronize();
+  return finished(cudaStreamSynchronize(device.stream));
+}
+
+static comba_status read_behind(void *to, const void *from, size_t bytes) {
+  const cudaError_t error = cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, device.stream);
+  return error == cudaSuccess ? COMBA_OK : fail(error, "a copy from the GPU");
+}
+
+static cudaEvent_t marks[2];
+
+static comba_status mark(int which) {
+  cudaError_t error = cudaSuccess;
+  if (!marks[which]) error = cudaEventCreateWithFlags(&marks[which], cudaEventDisableTiming);
+  if (error == cudaSuccess) error = cudaEventRecord(marks[which], device.stream);
+  return error == cudaSuccess ? COMBA_OK : fail(error, "a mark in the queue");
+}
+
+static comba_status wait(int which) {
+  return finished(cudaEventSynchronize(marks[which]));
+}
+
+static void *allocate_shared(size_t bytes, const char *what) {
+  void *data = NULL;
+  const cudaError_t error = cudaMallocHost(&data, bytes);
+  if (error == cudaSuccess) return memset(data, 0, bytes);
+  cudaGetLastError();
+  fail_bytes(error, bytes, what);
+  return NULL;
+}
+
+static void release_shared(void *data) {
+  if (data) cudaFreeHost(data);
 }
 
 static comba_status zero(void *data, size_t bytes) {
@@ -203,15 +297,12 @@ static comba_status zero(void *data, size_t bytes) {
   return error == cudaSuccess ? COMBA_OK : fail(error, "clearing memory");
 }
 
-static size_t available(void) {
-  size_t free = 0, total = 0;
-  return cudaMemGetInfo(&free, &total) == cudaSuccess ? free : 0;
-}
-
-const comba_device_memory comba_cuda_device_memory[COMBA_CUDA_TYPES] = {
-    {false, false, allocate, allocate, release, write, write_ahead, read, zero, available},
-    {false, false, allocate, allocate_weights, release, write, write_ahead, read, zero, available},
-};
+#define MEMORY(allocate_weights_)                                                                                      \
+  {                                                                                                                    \
+    false, false, allocate, allocate_weights_, release, write, write_ahead, read, read_behind, mark, wait,             \
+        allocate_shared, release_shared, zero, available                                                               \
+  }
+const comba_device_memory comba_cuda_device_memory[COMBA_CUDA_TYPES] = {MEMORY(allocate), MEMORY(allocate_weights)};
 
 void comba_cuda_zero(void *data, size_t bytes) {
   comba_cuda_note(cudaMemsetAsync(data, 0, bytes, device.stream), "clearing memory");

@@ -13,6 +13,11 @@ static comba_status zero(void *data, size_t bytes) {
   return COMBA_OK;
 }
 
+static comba_status no_mark(int which) {
+  (void)which;
+  return COMBA_OK;
+}
+
 /* ---- Planned --------------------------------------------------------------------------------------------------------- */
 
 static void *promise(size_t bytes, const char *what) {
@@ -45,6 +50,11 @@ comba_device_memory comba_planned_memory(size_t (*available)(void)) {
                                .write = refuse_copy,
                                .write_ahead = refuse_copy,
                                .read = refuse_copy,
+                               .read_behind = refuse_copy,
+                               .mark = no_mark,
+                               .wait = no_mark,
+                               .allocate_shared = comba_allocate,
+                               .release_shared = free,
                                .zero = refuse_zero,
                                .available = available};
 }
@@ -57,5 +67,10 @@ const comba_device_memory comba_host_memory = {
     .write = copy,
     .write_ahead = copy,
     .read = copy,
+    .read_behind = copy,
+    .mark = no_mark,
+    .wait = no_mark,
+    .allocate_shared = comba_allocate,
+    .release_shared = free,
     .zero = zero,
 };

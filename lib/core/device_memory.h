@@ -1,7 +1,7 @@
 /* The memory that a backend's operands live in: the host's own, or a GPU's, which the host reaches through copies.
  *
  * Work on a device is queued. write, zero and the kernels run in the order in which they were asked for; read waits for all of it,
- * and is where an error of the device shows. */
+ * wait for some, and these are where an error of the device shows. */
 #ifndef COMBA_CORE_DEVICE_MEMORY_H
 #define COMBA_CORE_DEVICE_MEMORY_H
 
@@ -22,6 +22,13 @@ typedef struct comba_device_memory {
    * two places by turns overwrites nothing that is still to be read. `from_host` may change as soon as this returns. */
   comba_status (*write_ahead)(void *to, const void *from_host, size_t bytes);
   comba_status (*read)(void *to_host, const void *from, size_t bytes);
+  /* A copy that is queued like a kernel. It goes to memory of allocate_shared and is there once wait has returned for a mark that
+   * was set after it; work that is queued after the mark goes on. There are two marks, 0 and 1. */
+  comba_status (*read_behind)(void *to_shared, const void *from, size_t bytes);
+  comba_status (*mark)(int which);
+  comba_status (*wait)(int which);
+  void *(*allocate_shared)(size_t bytes, const char *what);
+  void (*release_shared)(void *data);
   comba_status (*zero)(void *data, size_t bytes);
   size_t (*available)(void); /* bytes that can still be allocated; NULL: not known */
 } comba_device_memory;

@@ -21,6 +21,7 @@ const char *comba_status_name(comba_status status) {
   case COMBA_ERROR_MEMORY: return "out of memory";
   case COMBA_ERROR_UNSUPPORTED: return "not supported";
   case COMBA_ERROR_DEVICE: return "device error";
+  case COMBA_ERROR_NONFINITE: return "not finite";
   }
   return "unknown status";
 }

@@ -210,6 +210,8 @@ void comba_model_free(comba_model *model) {
   comba_config_free(model->config);
   free(model->config_text);
   if (model->class_weights) model->backend->memory->release(model->class_weights);
+  for (int turn = 0; turn < 2; turn++)
+    if (model->results[turn]) model->backend->memory->release_shared(model->results[turn]);
   free(model->logits_copy);
   free(model->row_losses_copy);
   free(model);

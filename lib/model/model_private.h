@@ -33,7 +33,9 @@ struct comba_model {
   float *logits_copy, *row_losses_copy; /* of its results, where the host cannot reach them */
   uint64_t uses;
   comba_run training_run, evaluation_run;
-  int64_t optimizer_step; /* AdamW steps taken */
+  float *results[2];        /* of steps whose results are read later: clip (2), then a loss for each micro-batch */
+  int64_t results_capacity; /* micro-batches */
+  int64_t optimizer_step;   /* AdamW steps taken */
   comba_graph *optimizer_graph;
   comba_tensor *optimizer_settings, *optimizer_clip;
   int optimizer_decays_scalars;
@@ -63,6 +65,18 @@ typedef struct comba_model_bytes {
   size_t weights, narrow_weights, gradients, moments; /* narrow: the copy that products read */
 } comba_model_bytes;
 void comba_model_bytes_of(const comba_model *model, comba_model_bytes *bytes);
+
+/* Training without waiting: forward and step are queued, and what they give is asked for when the next forward has been queued.
+ * `turn`, 0 or 1, tells apart two steps that follow each other. The order is
+ *     reserve; forward (turn, 0); [await (1 - turn)]; zero gradient; backward; forward (turn, 1); backward; ...; step (turn). */
+comba_status comba_model_reserve_results(comba_model *model, int64_t micro_batches);
+comba_status comba_model_queue_forward(comba_model *model, const comba_batch *batch, int turn, int64_t micro_batch);
+comba_status comba_model_queue_step(comba_model *model, const comba_optimizer *optimizer, int turn);
+/* Waits for a queued step: the norm of its gradient, and its losses, valid until the second forward from then. A step whose norm is
+ * not finite has changed nothing. */
+comba_status comba_model_await_step(comba_model *model, int turn, float *gradient_norm, const float **losses);
+/* The first parameter, in the order of the file, whose gradient is not finite; NULL: none. */
+comba_status comba_model_nonfinite_gradient(comba_model *model, const char **name);
 
 /* How much each class counts in a vision model's loss in training; copies (num_classes). Before the first forward. */
 comba_status comba_model_set_class_weights(comba_model *model, const float *weights);

@@ -77,15 +77,13 @@ static comba_status check(const comba_optimizer *o) {
   return COMBA_OK;
 }
 
-comba_status comba_model_step(comba_model *model, const comba_optimizer *optimizer, float *gradient_norm) {
-  comba_optimizer defaults;
-  comba_optimizer_default(&defaults);
-  const comba_optimizer *o = optimizer ? optimizer : &defaults;
+comba_status comba_model_queue_step(comba_model *model, const comba_optimizer *o, int turn) {
   comba_status status = check(o);
   if (status == COMBA_OK && (!model->optimizer_graph || model->optimizer_decays_scalars != !!o->decay_scalars))
     status = build_optimizer(model, o->decay_scalars);
   if (status != COMBA_OK) return status;
   const double step = (double)(model->optimizer_step + 1);
+  const comba_device_memory *memory = model->backend->memory;
   float settings[COMBA_ADAMW_SETTINGS];
   settings[COMBA_ADAMW_LEARNING_RATE] = o->learning_rate;
   settings[COMBA_ADAMW_BETA1] = o->beta1;
@@ -95,14 +93,49 @@ comba_status comba_model_step(comba_model *model, const comba_optimizer *optimiz
   settings[COMBA_ADAMW_CORRECTION1] = (float)(1 - pow(o->beta1, step));
   settings[COMBA_ADAMW_CORRECTION2] = (float)(1 - pow(o->beta2, step));
   settings[COMBA_ADAMW_MAX_NORM] = o->gradient_clip;
-  float clip[2];
   COMBA_TRY(comba_tensor_write(model->optimizer_graph, model->optimizer_settings, settings));
   comba_graph_forward(model->optimizer_graph);
   model->host_is_current = false;
-  COMBA_TRY(comba_tensor_read(model->optimizer_graph, model->optimizer_clip, clip));
-  if (isfinite(clip[0])) model->optimizer_step++;
-  if (gradient_norm) *gradient_norm = clip[0];
+  COMBA_TRY(memory->read_behind(model->results[turn], model->optimizer_clip->data, 2 * sizeof(float)));
+  COMBA_TRY(memory->mark(turn));
 cleanup:
+  return status;
+}
+
+comba_status comba_model_await_step(comba_model *model, int turn, float *gradient_norm, const float **losses) {
+  const comba_status status = model->backend->memory->wait(turn);
+  if (status != COMBA_OK) return status;
+  *gradient_norm = model->results[turn][0];
+  *losses = model->results[turn] + 2;
+  if (isfinite(*gradient_norm)) model->optimizer_step++;
+  return COMBA_OK;
+}
+
+comba_status comba_model_step(comba_model *model, const comba_optimizer *optimizer, float *gradient_norm) {
+  comba_optimizer defaults;
+  comba_optimizer_default(&defaults);
+  float norm = 0;
+  const float *losses;
+  comba_status status = COMBA_OK;
+  COMBA_TRY(comba_model_reserve_results(model, 1));
+  COMBA_TRY(comba_model_queue_step(model, optimizer ? optimizer : &defaults, 0));
+  COMBA_TRY(comba_model_await_step(model, 0, &norm, &losses));
+  if (gradient_norm) *gradient_norm = norm;
+cleanup:
+  return status;
+}
+
+comba_status comba_model_nonfinite_gradient(comba_model *model, const char **name) {
+  const comba_parameters *parameters = &model->parameters;
+  const comba_status status = comba_model_show_host(model);
+  *name = NULL;
+  for (int i = 0; status == COMBA_OK && !*name && i < parameters->count; i++) {
+    const comba_weight *weight = &parameters->weight[i];
+    const float *gradient = comba_parameters_host(parameters, weight, COMBA_ARRAY_GRADIENT);
+    const int64_t elements = comba_shape_elements(&weight->shape);
+    for (int64_t k = 0; k < elements && !*name; k++)
+      if (!isfinite(gradient[k])) *name = weight->name;
+  }
   return status;
 }
 

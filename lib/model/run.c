@@ -227,7 +227,7 @@ cleanup:
   return status;
 }
 
-comba_status comba_model_forward(comba_model *model, const comba_batch *batch, comba_pass pass, float *loss) {
+static comba_status forward(comba_model *model, const comba_batch *batch, comba_pass pass) {
   comba_plan *plan = NULL;
   comba_status status = check_batch(model, batch);
   if (status != COMBA_OK) return status;
@@ -240,9 +240,33 @@ comba_status comba_model_forward(comba_model *model, const comba_batch *batch, c
   COMBA_TRY(write_inputs(plan, model->backend, batch));
   comba_graph_forward(plan->graph);
   model->current = plan;
-  if (loss) COMBA_TRY(comba_tensor_read(plan->graph, plan->loss, loss));
 cleanup:
   return status;
+}
+
+comba_status comba_model_forward(comba_model *model, const comba_batch *batch, comba_pass pass, float *loss) {
+  const comba_status status = forward(model, batch, pass);
+  if (status != COMBA_OK || !loss) return status;
+  return comba_tensor_read(model->current->graph, model->current->loss, loss);
+}
+
+comba_status comba_model_reserve_results(comba_model *model, int64_t micro_batches) {
+  const comba_device_memory *memory = model->backend->memory;
+  if (micro_batches <= model->results_capacity) return COMBA_OK;
+  for (int turn = 0; turn < 2; turn++) {
+    memory->release_shared(model->results[turn]);
+    model->results[turn] = memory->allocate_shared((size_t)(2 + micro_batches) * sizeof(float), "losses of a step");
+    if (!model->results[turn]) return COMBA_ERROR_MEMORY;
+  }
+  model->results_capacity = micro_batches;
+  return COMBA_OK;
+}
+
+comba_status comba_model_queue_forward(comba_model *model, const comba_batch *batch, int turn, int64_t micro_batch) {
+  const comba_status status = forward(model, batch, COMBA_PASS_TRAIN);
+  if (status != COMBA_OK) return status;
+  return model->backend->memory->read_behind(model->results[turn] + 2 + micro_batch, model->current->loss->data,
+                                             sizeof(float));
 }
 
 /* The values of a result of the last forward where the host can read them; `copy` is the model's buffer for those of a device. */

@@ -10,6 +10,8 @@
 #include "program/curves.h"
 #include "program/progress.h"
 
+enum { CHECKPOINT_SECONDS = 600 }; /* between checkpoints where no number of steps is given */
+
 static volatile sig_atomic_t interrupted;
 
 /* The first signal asks for an end in order; a second one ends the process the usual way. */
@@ -22,8 +24,10 @@ typedef struct loop {
   comba_training *training;
   comba_run_folder folder;
   comba_progress progress;
-  int64_t step;
-  double began;
+  int64_t step;         /* whose results are known */
+  int64_t queued;       /* that the device has been given: step, or one more */
+  double learning_rate; /* of the last that was queued */
+  double began, saved_at;
   /* since the last log line */
   double loss_sum, logged_at;
   int64_t loss_count, skipped;
@@ -71,7 +75,27 @@ static comba_status checkpoint(loop *l) {
   char name[64];
   snprintf(name, sizeof name, "checkpoint-%lld", (long long)l->step);
   const comba_status status = comba_run_folder_write(&l->folder, name, save_checkpoint, l);
+  l->saved_at = comba_clock();
   return status == COMBA_OK ? comba_run_folder_prune(&l->folder, l->training->options.keep_checkpoints) : status;
+}
+
+/* After the step that has been queued. */
+static bool checkpoint_is_due(const loop *l) {
+  const int64_t every = l->training->options.checkpoint_every;
+  return every ? l->queued % every == 0 : comba_clock() - l->saved_at >= CHECKPOINT_SECONDS;
+}
+
+/* The run ends with a failure at step + 1, which has changed nothing: a checkpoint of what was before it. The failure's message
+ * stays, whatever becomes of that. */
+static void keep_last_good(loop *l) {
+  if (!l->step) return;
+  char failure[1024];
+  snprintf(failure, sizeof failure, "%s", comba_last_error());
+  comba_model *model = l->training->model;
+  comba_model_set_training_passes(model, comba_model_training_passes(model) -
+                                             (uint64_t)l->training->options.gradient_accumulation);
+  checkpoint(l);
+  comba_fail(COMBA_ERROR_NONFINITE, "%s", failure);
 }
 
 static comba_status restore(loop *l) {
@@ -95,7 +119,7 @@ static comba_status restore(loop *l) {
                          "on from an older checkpoint",
                          l->folder.resume_folder));
   comba_model_set_training_passes(model, (uint64_t)json_integer_value(passes));
-  l->step = l->folder.resume_step;
+  l->step = l->queued = l->folder.resume_step;
   const json_t *loss_sum = json_object_get(state, "loss_sum");
   l->loss_sum = json_is_null(loss_sum) ? NAN : json_number_value(loss_sum);
   l->loss_count = json_integer_value(json_object_get(state, "loss_count"));
@@ -109,50 +133,96 @@ cleanup:
 
 /* ---- One step ------------------------------------------------------------------------------------------------------ */
 
-static comba_status train_step(loop *l) {
+static comba_status log_step(loop *l, float norm) {
+  comba_training *training = l->training;
+  const double loss = l->loss_sum / (double)l->loss_count, now = comba_clock();
+  json_t *line =
+      json_pack("{s:I, s:f, s:f, s:f, s:f, s:f}", "step", (json_int_t)l->step, "loss", isfinite(loss) ? loss : 1e30,
+                "learning_rate", l->learning_rate, "gradient_norm", isfinite(norm) ? (double)norm : 1e30, "seconds",
+                now - l->began, "rate", (double)(training->units_per_step * l->loss_count) / (now - l->logged_at));
+  if (line) json_object_set_new(line, "unit", json_string(training->unit));
+  if (line && l->skipped) json_object_set_new(line, "skipped_steps", json_integer(l->skipped));
+  l->loss_sum = 0;
+  l->loss_count = 0;
+  l->logged_at = now;
+  return comba_run_folder_log(&l->folder, line);
+}
+
+/* A step whose gradient is not finite has changed nothing. It is passed over, or ends the run. */
+static comba_status pass_over(loop *l, double loss, float norm) {
+  const int64_t allowed = l->training->options.skip_nonfinite, step = l->step + 1;
+  const char *name = NULL;
+  const comba_status status = comba_model_nonfinite_gradient(l->training->model, &name);
+  if (status != COMBA_OK) return status;
+  char what[COMBA_MAX_NAME + 64];
+  if (name)
+    snprintf(what, sizeof what, "the gradient of '%s' is not finite", name);
+  else
+    snprintf(what, sizeof what, "the gradient's norm is %g", (double)norm);
+  if (l->skipped >= allowed)
+    return comba_fail(
+        COMBA_ERROR_NONFINITE,
+        "step %lld: loss %g, %s; the weights are those of step %lld. A lower --learning-rate or --gradient-clip "
+        "may help; --resume --skip-nonfinite %lld passes over this step",
+        (long long)step, loss, what, (long long)l->step, (long long)l->skipped + 1);
+  l->skipped++;
+  comba_progress_print(&l->progress, "step %lld passed over (%lld of at most %lld): loss %g, %s", (long long)step,
+                       (long long)l->skipped, (long long)allowed, loss, what);
+  return COMBA_OK;
+}
+
+/* Takes in the results of the step that is queued, if one is. */
+static comba_status finish_step(loop *l) {
+  const comba_training_options *o = &l->training->options;
+  const int64_t count = o->gradient_accumulation;
+  if (l->step == l->queued) return COMBA_OK;
+  const float *losses = NULL;
+  float norm = 0;
+  double loss = 0;
+  comba_status status = COMBA_OK;
+  COMBA_TRY(comba_model_await_step(l->training->model, (int)(l->step % 2), &norm, &losses));
+  for (int64_t i = 0; i < count; i++) loss += losses[i];
+  loss /= (double)count;
+  if (!isfinite(norm)) COMBA_TRY(pass_over(l, loss, norm));
+  l->step++;
+  l->loss_sum += loss;
+  l->loss_count++;
+  comba_progress_update(&l->progress, l->step, "loss %.4f", l->loss_sum / (double)l->loss_count);
+  if (l->step % o->log_every == 0 || l->step == o->steps) COMBA_TRY(log_step(l, norm));
+cleanup:
+  return status;
+}
+
+/* Gives the device one step more. Its results are not waited for: those of the step before are, once its first forward is queued,
+ * so that the device has work while the host reads, logs and prepares batches. Until then that step's gradients are whole. */
+static comba_status queue_step(loop *l) {
   comba_training *training = l->training;
   const comba_training_options *o = &training->options;
   const int64_t count = o->gradient_accumulation;
-  double loss_sum = 0;
-  float norm = 0;
+  const int turn = (int)(l->queued % 2);
   comba_status status = COMBA_OK;
-  comba_model_zero_gradient(training->model);
+  COMBA_TRY(comba_model_reserve_results(training->model, count));
   for (int64_t i = 0; i < count; i++) {
     comba_batch batch = {0};
-    float loss = 0;
-    COMBA_TRY(training->next(training->context, l->step * count + i, &batch));
-    COMBA_TRY(comba_model_forward(training->model, &batch, COMBA_PASS_TRAIN, &loss));
+    COMBA_TRY(training->next(training->context, l->queued * count + i, &batch));
+    COMBA_TRY(comba_model_queue_forward(training->model, &batch, turn, i));
+    if (i == 0) {
+      COMBA_TRY(finish_step(l));
+      comba_model_zero_gradient(training->model);
+    }
     COMBA_TRY(comba_model_backward(training->model, 1 / (float)count));
-    loss_sum += loss;
   }
   comba_optimizer optimizer;
   comba_optimizer_default(&optimizer);
   optimizer.learning_rate =
-      (float)comba_schedule_rate(l->step, o->steps, o->warmup_steps, o->learning_rate, o->min_learning_rate);
+      (float)comba_schedule_rate(l->queued, o->steps, o->warmup_steps, o->learning_rate, o->min_learning_rate);
   optimizer.beta2 = (float)o->beta2;
   optimizer.weight_decay = (float)o->weight_decay;
   optimizer.gradient_clip = (float)o->gradient_clip;
   optimizer.decay_scalars = o->decay_scalars;
-  COMBA_TRY(comba_model_step(training->model, &optimizer, &norm));
-  l->step++;
-  l->loss_sum += loss_sum / (double)count;
-  l->loss_count++;
-  l->skipped += !isfinite(norm);
-  const double loss = l->loss_sum / (double)l->loss_count;
-  comba_progress_update(&l->progress, l->step, "loss %.4f", loss);
-  if (l->step % o->log_every && l->step != o->steps) return COMBA_OK;
-
-  const double now = comba_clock();
-  json_t *line = json_pack("{s:I, s:f, s:f, s:f, s:f, s:f}", "step", (json_int_t)l->step, "loss",
-                           isfinite(loss) ? loss : 1e30, "learning_rate", (double)optimizer.learning_rate,
-                           "gradient_norm", isfinite(norm) ? (double)norm : 1e30, "seconds", now - l->began, "rate",
-                           (double)(training->units_per_step * l->loss_count) / (now - l->logged_at));
-  if (line) json_object_set_new(line, "unit", json_string(training->unit));
-  if (line && l->skipped) json_object_set_new(line, "skipped_steps", json_integer(l->skipped));
-  COMBA_TRY(comba_run_folder_log(&l->folder, line));
-  l->loss_sum = 0;
-  l->loss_count = 0;
-  l->logged_at = now;
+  COMBA_TRY(comba_model_queue_step(training->model, &optimizer, turn));
+  l->learning_rate = (double)optimizer.learning_rate;
+  l->queued++;
 cleanup:
   return status;
 }
@@ -267,19 +337,24 @@ comba_status comba_train(comba_training *training, comba_training_result *result
   struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_ONSTACK}, old_int, old_term;
   sigaction(SIGINT, &action, &old_int);
   sigaction(SIGTERM, &action, &old_term);
-  l.began = l.logged_at = comba_clock();
+  l.began = l.logged_at = l.saved_at = comba_clock();
   comba_progress_start(&l.progress, "train", "step", l.step, o->steps, training->common->quiet);
-  while (l.step < o->steps && !interrupted && !(o->max_minutes > 0 && comba_clock() - l.began > 60 * o->max_minutes)) {
-    status = train_step(&l);
-    const bool last = l.step == o->steps;
-    if (status == COMBA_OK && training->evaluate && (last || l.step % o->evaluate_every == 0)) status = evaluate(&l);
-    if (status == COMBA_OK && !last && l.step % o->checkpoint_every == 0) status = checkpoint(&l);
+  while (l.queued < o->steps && !interrupted &&
+         !(o->max_minutes > 0 && comba_clock() - l.began > 60 * o->max_minutes)) {
+    status = queue_step(&l);
+    const bool last = l.queued == o->steps, saves = !last && checkpoint_is_due(&l);
+    const bool evaluates = training->evaluate && (last || l.queued % o->evaluate_every == 0);
+    if (status == COMBA_OK && (evaluates || saves)) status = finish_step(&l);
+    if (status == COMBA_OK && evaluates) status = evaluate(&l);
+    if (status == COMBA_OK && saves) status = checkpoint(&l);
     if (status != COMBA_OK) break;
   }
+  if (status == COMBA_OK) status = finish_step(&l);
   result->step = l.step;
   result->finished = l.step >= o->steps;
   result->seconds = comba_clock() - l.began;
   if (status == COMBA_OK) status = finish(&l, result);
+  if (status == COMBA_ERROR_NONFINITE) keep_last_good(&l);
   result->evaluation = json_incref(l.evaluation);
   sigaction(SIGINT, &old_int, NULL);
   sigaction(SIGTERM, &old_term, NULL);

@@ -15,7 +15,9 @@ typedef struct comba_training_options {
   const char *output, *init_from; /* NULL: not given */
   bool resume;
   int64_t steps, batch_size, gradient_accumulation, warmup_steps;
-  int64_t checkpoint_every, keep_checkpoints, evaluate_every, log_every;
+  int64_t checkpoint_every; /* 0: by time */
+  int64_t skip_nonfinite;   /* steps that may be passed over */
+  int64_t keep_checkpoints, evaluate_every, log_every;
   double learning_rate, min_learning_rate, weight_decay, gradient_clip, beta2, max_minutes;
   int decay_scalars;
 } comba_training_options;
@@ -25,8 +27,8 @@ comba_training_options comba_training_unset(void);
 /* Takes from `preset` what `options` leaves unset; 0 in a preset says nothing. */
 void comba_training_merge(comba_training_options *options, const comba_training_options *preset);
 /* Fills in what is still unset: batch 32, rate 3e-3, min rate a tenth, warm-up a twentieth of the steps (at most 1024), weight
- * decay 0.1, clip 1, beta2 0.95, accumulation 1, evaluation ten times a run, checkpoints likewise, three kept, a log line every
- * ten steps. `steps` must be set. Values that do not fit together are COMBA_ERROR_ARGUMENT. */
+ * decay 0.1, clip 1, beta2 0.95, accumulation 1, evaluation ten times a run, a checkpoint every ten minutes, three kept, a log line
+ * every ten steps, no step passed over. `steps` must be set. Values that do not fit together are COMBA_ERROR_ARGUMENT. */
 comba_status comba_training_complete(comba_training_options *options);
 
 typedef struct comba_training {

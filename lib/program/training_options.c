@@ -23,6 +23,7 @@ enum {
   KEEP_CHECKPOINTS,
   EVALUATE_EVERY,
   LOG_EVERY,
+  SKIP_NONFINITE,
   MAX_MINUTES
 };
 
@@ -42,10 +43,17 @@ static const struct argp_option options[] = {
      "Let weight decay act on norms, biases and head scalars too, as the released recipe does", 0},
     {"gradient-clip", CLIP, "X", 0, "Largest global gradient norm, 0 for none (default 1)", 0},
     {"beta2", BETA2, "X", 0, "AdamW's second moment (default 0.95)", 0},
-    {"checkpoint-every", CHECKPOINT_EVERY, "N", 0, "Steps between checkpoints (default a tenth of the steps)", 0},
+    {"checkpoint-every", CHECKPOINT_EVERY, "N", 0,
+     "Steps between checkpoints (default: ten minutes between them). At the end of a run, whatever ends it, there is "
+     "one",
+     0},
     {"keep-checkpoints", KEEP_CHECKPOINTS, "N", 0, "Newest checkpoints to keep (default 3)", 0},
     {"evaluate-every", EVALUATE_EVERY, "N", 0, "Steps between validations (default a tenth of the steps)", 0},
     {"log-every", LOG_EVERY, "N", 0, "Steps between lines of log.jsonl (default 10)", 0},
+    {"skip-nonfinite", SKIP_NONFINITE, "N", 0,
+     "Pass over up to N steps whose gradient is not finite; they change no weight. The next one ends the run (default "
+     "0)",
+     0},
     {"max-minutes", MAX_MINUTES, "N", 0, "End in order, with a checkpoint, after this time", 0},
     {0}};
 
@@ -78,6 +86,7 @@ static error_t parse(int key, char *argument, struct argp_state *state) {
     break;
   case EVALUATE_EVERY: o->evaluate_every = comba_option_integer(state, "--evaluate-every", argument, 1, many); break;
   case LOG_EVERY: o->log_every = comba_option_integer(state, "--log-every", argument, 1, many); break;
+  case SKIP_NONFINITE: o->skip_nonfinite = comba_option_integer(state, "--skip-nonfinite", argument, 0, many); break;
   case MAX_MINUTES: o->max_minutes = comba_option_number(state, "--max-minutes", argument, 0, 1e7); break;
   case ARGP_KEY_END:
     if (!o->output) argp_error(state, "--output is missing: the folder that the run writes");
@@ -98,6 +107,7 @@ comba_training_options comba_training_unset(void) {
                                   .keep_checkpoints = COMBA_UNSET,
                                   .evaluate_every = COMBA_UNSET,
                                   .log_every = COMBA_UNSET,
+                                  .skip_nonfinite = COMBA_UNSET,
                                   .learning_rate = COMBA_UNSET,
                                   .min_learning_rate = COMBA_UNSET,
                                   .weight_decay = COMBA_UNSET,
@@ -118,6 +128,7 @@ void comba_training_merge(comba_training_options *o, const comba_training_option
   TAKE(keep_checkpoints);
   TAKE(evaluate_every);
   TAKE(log_every);
+  TAKE(skip_nonfinite);
   TAKE(learning_rate);
   TAKE(min_learning_rate);
   TAKE(weight_decay);
@@ -135,7 +146,6 @@ comba_status comba_training_complete(comba_training_options *o) {
                                      .batch_size = 32,
                                      .gradient_accumulation = 1,
                                      .warmup_steps = o->steps / 20 < 1024 ? o->steps / 20 : 1024,
-                                     .checkpoint_every = tenth,
                                      .keep_checkpoints = 3,
                                      .evaluate_every = tenth,
                                      .log_every = 10,
@@ -150,6 +160,8 @@ comba_status comba_training_complete(comba_training_options *o) {
   if (o->warmup_steps == COMBA_UNSET) o->warmup_steps = 0; /* a run of fewer than 20 steps */
   if (o->min_learning_rate == COMBA_UNSET) o->min_learning_rate = 0;
   if (o->max_minutes == COMBA_UNSET) o->max_minutes = 0;
+  if (o->checkpoint_every == COMBA_UNSET) o->checkpoint_every = 0;
+  if (o->skip_nonfinite == COMBA_UNSET) o->skip_nonfinite = 0;
   if (o->decay_scalars == COMBA_UNSET) o->decay_scalars = 0;
   if (o->min_learning_rate > o->learning_rate)
     return comba_fail(COMBA_ERROR_ARGUMENT, "--min-learning-rate is %g, expected at most --learning-rate %g",
