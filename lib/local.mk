@@ -22,6 +22,7 @@ library_sources = \
 	lib/core/host_device.h \
 	lib/core/op.h \
 	lib/core/parallel.h \
+	lib/core/vector.h \
 	lib/core/plan.c \
 	lib/core/random.h \
 	lib/core/real.h \
@@ -147,6 +148,8 @@ kernel_sources = \
 	lib/ops/constant.c \
 	lib/ops/conversion.h \
 	lib/ops/convolution.c \
+	lib/ops/convolution_direct.c \
+	lib/ops/convolution_direct.h \
 	lib/ops/cross_entropy.c \
 	lib/ops/decay_gate.c \
 	lib/ops/divide.c \

@@ -4,15 +4,22 @@
  *
  * `columns` is never whole: a band of output rows of one image passes through the workspace at a time. The batch is cut
  * into blocks that run beside each other, each with a band and, in backward, a weight gradient of its own; those are
- * added in block order. */
+ * added in block order.
+ *
+ * With stride 1, and a window that is wider than the padding, there are no columns where the processor has vectors
+ * (convolution_direct.h): y and dweight come from the padded image, and dx is itself such a convolution, of the padded dy with
+ * the weights turned: (C, O, kh, kw), each window mirrored. */
 #include "core/gemm.h"
+#include "ops/convolution_direct.h"
 #include "ops/gradient.h"
 #include "ops/window.h"
+#include "scan/chunk_product.h"
 
 enum { X, WEIGHT, BIAS };
 enum { BAND = 1 << 18 };     /* reals of a band: it stays in a core's own cache between its making and the product */
 enum { PARTIALS = 1 << 24 }; /* reals of all partial weight gradients, where that leaves at least MINIMUM blocks */
 enum { MINIMUM = 8 };
+enum { DIRECT = 1 << 19 }; /* reals of scratch for one image without columns: more would leave the core's own cache */
 
 typedef struct convolution_plan {
   int64_t batch, channels, height, width;
@@ -22,6 +29,11 @@ typedef struct convolution_plan {
   int64_t band, bands;     /* output rows in a band, bands in an image */
   int64_t forward_blocks;  /* of bands */
   int64_t backward_blocks; /* of images: two bands of one image add to the same pixels */
+  bool direct;             /* without columns */
+  padded_image input, output;
+  int64_t filter_stride;                              /* filters of a position of dy, in whole vectors */
+  int64_t shared;                                     /* reals that all blocks read: offsets and turned weights */
+  int64_t forward_scratch, backward_scratch, partial; /* reals of a block */
 } convolution_plan;
 
 static int64_t smaller(int64_t a, int64_t b) {
@@ -29,6 +41,35 @@ static int64_t smaller(int64_t a, int64_t b) {
 }
 static int64_t larger(int64_t a, int64_t b) {
   return a > b ? a : b;
+}
+
+/* Whether and in how much scratch the images pass without columns. */
+static void measure_direct(convolution_plan *p) {
+  if (!COMBA_VECTORS || p->stride != 1 || p->padding >= smaller(p->kernel_height, p->kernel_width)) return;
+  /* the products below stay in range */
+  if (larger(p->kernel_height, p->kernel_width) > DIRECT_UNIT || larger(p->width, p->out_width) > DIRECT) return;
+  if (p->channels * p->height > DIRECT || p->filters * p->out_height > DIRECT) return;
+  p->input = (padded_image){.channels = p->channels,
+                            .height = p->height,
+                            .width = p->width,
+                            .top = p->padding,
+                            .left = p->padding,
+                            .window_height = p->kernel_height,
+                            .window_width = p->kernel_width};
+  p->output = (padded_image){.channels = p->filters,
+                             .height = p->out_height,
+                             .width = p->out_width,
+                             .top = p->kernel_height - 1 - p->padding,
+                             .left = p->kernel_width - 1 - p->padding,
+                             .window_height = p->kernel_height,
+                             .window_width = p->kernel_width};
+  const int64_t image = padded_size(&p->input), gradient = padded_size(&p->output);
+  const int64_t by_position = p->filter_stride * p->out_height * p->out_width;
+  p->direct = image + larger(gradient, by_position) <= DIRECT;
+  if (!p->direct) return;
+  p->forward_scratch = image;
+  p->backward_scratch = image + larger(gradient, by_position);
+  p->shared = p->taps + padded_taps(&p->output) + p->filters * p->taps;
 }
 
 static convolution_plan measure(const comba_shape *x, const comba_shape *weight, const comba_window_attributes *a) {
@@ -40,8 +81,12 @@ static convolution_plan measure(const comba_shape *x, const comba_shape *weight,
   p.taps = p.channels * p.kernel_height * p.kernel_width;
   p.band = larger(1, smaller(p.out_height, BAND / (p.taps * p.out_width)));
   p.bands = (p.out_height + p.band - 1) / p.band;
-  p.forward_blocks = comba_blocks(p.batch * p.bands, 1);
-  p.backward_blocks = smaller(comba_blocks(p.batch, 1), larger(MINIMUM, PARTIALS / (p.filters * p.taps)));
+  p.filter_stride = (p.filters + DIRECT_UNIT - 1) / DIRECT_UNIT * DIRECT_UNIT;
+  measure_direct(&p);
+  if (!p.direct) p.forward_scratch = p.backward_scratch = p.taps * p.band * p.out_width;
+  p.partial = (p.direct ? p.filter_stride : p.filters) * p.taps;
+  p.forward_blocks = comba_blocks(p.batch * (p.direct ? 1 : p.bands), 1);
+  p.backward_blocks = smaller(comba_blocks(p.batch, 1), larger(MINIMUM, PARTIALS / p.partial));
   return p;
 }
 
@@ -63,9 +108,8 @@ static comba_status infer(comba_signature *s) {
   if (!comba_extent_fits(&s->output[0], 4)) return comba_fail_extent(s, &s->output[0]);
   if (!comba_extent_fits(&row, 4)) return comba_fail_extent(s, &row);
   const convolution_plan p = measure(x, weight, a);
-  const int64_t columns = p.taps * p.band * p.out_width;
-  s->forward_workspace = p.forward_blocks * columns;
-  s->backward_workspace = p.backward_blocks * (columns + p.filters * p.taps + p.filters);
+  s->forward_workspace = p.shared + p.forward_blocks * p.forward_scratch;
+  s->backward_workspace = p.shared + p.backward_blocks * (p.backward_scratch + p.partial + p.filters);
   s->forward_flops = 2.0 * (double)(p.batch * p.out_height * p.out_width) * (double)p.filters * (double)p.taps;
   s->backward_flops = 2 * s->forward_flops;
   return COMBA_OK;
@@ -124,8 +168,7 @@ static void scatter(const convolution_plan *p, const real *columns, int64_t firs
       }
 }
 
-static void forward(const comba_call *call) {
-  const convolution_plan p = measure(&call->input[X].shape, &call->input[WEIGHT].shape, call->attributes);
+static void forward_columns(convolution_plan p, const comba_call *call) {
   const real *x = call->input[X].data, *weight = call->input[WEIGHT].data, *bias = call->input[BIAS].data;
   const int64_t units = p.batch * p.bands, positions = p.out_height * p.out_width;
   real *workspace = call->workspace;
@@ -147,10 +190,35 @@ static void forward(const comba_call *call) {
   }
 }
 
-/* One image: its part of dx, and its share of the block's weight gradient (O, taps) and bias gradient (O). `start` is
- * set for the first image of a block. */
+/* As forward_columns, from padded images. */
+static void forward_direct(convolution_plan p, const comba_call *call) {
+  p.input.offset = call->workspace;
+  convolution_offsets(&p.input);
+  const int64_t pixels = p.channels * p.height * p.width, positions = p.out_height * p.out_width;
+#pragma omp parallel for firstprivate(p)
+  for (int64_t block = 0; block < p.forward_blocks; block++) {
+    p.input.pixels = (real *)call->workspace + p.shared + comba_scratch_of(block, p.forward_blocks) * p.forward_scratch;
+    const int64_t end = comba_block_start(p.batch, p.forward_blocks, block + 1);
+    for (int64_t image = comba_block_start(p.batch, p.forward_blocks, block); image < end; image++) {
+      convolution_pad((const real *)call->input[X].data + image * pixels, &p.input);
+      real *y = (real *)call->output[0].data + image * p.filters * positions;
+      convolution_windows(&p.input, p.filters, call->input[WEIGHT].data, call->input[BIAS].data, false, y);
+    }
+  }
+}
+
+static void forward(const comba_call *call) {
+  const convolution_plan p = measure(&call->input[X].shape, &call->input[WEIGHT].shape, call->attributes);
+  if (p.direct)
+    forward_direct(p, call);
+  else
+    forward_columns(p, call);
+}
+
+/* One image: its part of dx, and its share of the block's weight gradient (O, taps). `start` is set for the first image of a
+ * block. */
 static void backward_image(const convolution_plan *p, const comba_call *call, int64_t image, bool start, real *columns,
-                           real *dweight, real *dbias) {
+                           real *dweight) {
   const int64_t positions = p->out_height * p->out_width, pixels = p->channels * p->height * p->width;
   const real *dy = (const real *)call->output_gradient[0].data + image * p->filters * positions;
   real *dx = call->input_gradient[X].data;
@@ -172,13 +240,6 @@ static void backward_image(const convolution_plan *p, const comba_call *call, in
       scatter(p, columns, first, rows, dx);
     }
   }
-  if (call->input_gradient[BIAS].data)
-    for (int64_t filter = 0; filter < p->filters; filter++) {
-      real sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < positions; i++) sum += dy[filter * positions + i];
-      dbias[filter] = sum + (start ? 0 : dbias[filter]);
-    }
 }
 
 /* sums (n) = or += the rows of partial (blocks, n), in order */
@@ -191,23 +252,94 @@ static void add_blocks(const real *partial, int64_t blocks, int64_t n, bool accu
   }
 }
 
+/* dbias (O) = or += the sums of one image's dy. */
+static void add_to_bias(const convolution_plan *p, const comba_call *call, int64_t image, bool start, real *dbias) {
+  const int64_t positions = p->out_height * p->out_width;
+  const real *dy = (const real *)call->output_gradient[0].data + image * p->filters * positions;
+  if (!call->input_gradient[BIAS].data) return;
+  for (int64_t filter = 0; filter < p->filters; filter++) {
+    real sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < positions; i++) sum += dy[filter * positions + i];
+    dbias[filter] = sum + (start ? 0 : dbias[filter]);
+  }
+}
+
+/* turned (C, O kh kw): each window mirrored */
+static void turn_weights(const convolution_plan *p, const real *weight, real *turned) {
+  const int64_t window = p->kernel_height * p->kernel_width;
+  for (int64_t c = 0; c < p->channels; c++)
+    for (int64_t filter = 0; filter < p->filters; filter++)
+      for (int64_t i = 0; i < window; i++) *turned++ = weight[(filter * p->channels + c) * window + window - 1 - i];
+}
+
+/* What all blocks read, in the workspace: the offsets of taps and, returned, the turned weights. */
+static const real *place(convolution_plan *p, const comba_call *call) {
+  p->input.offset = call->workspace;
+  p->output.offset = p->input.offset + p->taps;
+  real *turned = (real *)call->workspace + p->taps + padded_taps(&p->output);
+  convolution_offsets(&p->input);
+  convolution_offsets(&p->output);
+  if (call->input_gradient[X].data) turn_weights(p, call->input[WEIGHT].data, turned);
+  return turned;
+}
+
+/* One image, as backward_image; dweight (taps, filter_stride). `p` has the pixels of the block. */
+static void backward_image_direct(const convolution_plan *p, const comba_call *call, int64_t image, bool start,
+                                  const real *turned, real *dweight) {
+  const int64_t pixels = p->channels * p->height * p->width, positions = p->out_height * p->out_width;
+  const real *dy = (const real *)call->output_gradient[0].data + image * p->filters * positions;
+  if (call->input_gradient[WEIGHT].data) {
+    real *by_position = p->output.pixels; /* before dy is padded there */
+    convolution_pad((const real *)call->input[X].data + image * pixels, &p->input);
+    chunk_transpose(p->filters, positions, dy, positions, by_position, p->filter_stride);
+    convolution_correlate(&p->input, by_position, p->filter_stride, !start, dweight);
+  }
+  if (!call->input_gradient[X].data) return;
+  convolution_pad(dy, &p->output);
+  real *dx = (real *)call->input_gradient[X].data + image * pixels;
+  convolution_windows(&p->output, p->channels, turned, NULL, call->accumulate[X], dx);
+}
+
+/* dweight (O, taps) = or += the sum of the rows of partial (blocks, taps filter_stride), in order; partial is used up */
+static void add_turned_blocks(const convolution_plan *p, real *partial, bool accumulate, real *dweight) {
+  add_blocks(partial + p->partial, p->backward_blocks - 1, p->partial, true, partial);
+  for (int64_t filter = 0; filter < p->filters; filter++)
+    for (int64_t tap = 0; tap < p->taps; tap++) {
+      real *to = dweight + filter * p->taps + tap;
+      *to = (accumulate ? *to : 0) + partial[tap * p->filter_stride + filter];
+    }
+}
+
 static void backward(const comba_call *call) {
   if (comba_gradient_absent(call, 3)) return;
-  const convolution_plan p = measure(&call->input[X].shape, &call->input[WEIGHT].shape, call->attributes);
-  const int64_t blocks = p.backward_blocks, weights = p.filters * p.taps;
-  real *columns = call->workspace;                                  /* (blocks, taps band W') */
-  real *dweight = columns + blocks * p.taps * p.band * p.out_width; /* (blocks, O taps) */
-  real *dbias = dweight + blocks * weights;                         /* (blocks, O) */
-#pragma omp parallel for
+  convolution_plan p = measure(&call->input[X].shape, &call->input[WEIGHT].shape, call->attributes);
+  const int64_t blocks = p.backward_blocks;
+  real *scratch = (real *)call->workspace + p.shared;    /* (blocks, backward_scratch) */
+  real *dweight = scratch + blocks * p.backward_scratch; /* (blocks, partial) */
+  real *dbias = dweight + blocks * p.partial;            /* (blocks, O) */
+  const real *turned = p.direct ? place(&p, call) : NULL;
+#pragma omp parallel for firstprivate(p)
   for (int64_t block = 0; block < blocks; block++) {
     const int64_t start = comba_block_start(p.batch, blocks, block),
                   end = comba_block_start(p.batch, blocks, block + 1);
-    real *own = columns + comba_scratch_of(block, blocks) * p.taps * p.band * p.out_width;
-    for (int64_t image = start; image < end; image++)
-      backward_image(&p, call, image, image == start, own, dweight + block * weights, dbias + block * p.filters);
+    /* columns or, without, the padded images */
+    real *own = scratch + comba_scratch_of(block, blocks) * p.backward_scratch;
+    p.input.pixels = own;
+    p.output.pixels = own + p.forward_scratch;
+    for (int64_t image = start; image < end; image++) {
+      if (p.direct)
+        backward_image_direct(&p, call, image, image == start, turned, dweight + block * p.partial);
+      else
+        backward_image(&p, call, image, image == start, own, dweight + block * p.partial);
+      add_to_bias(&p, call, image, image == start, dbias + block * p.filters);
+    }
   }
-  if (call->input_gradient[WEIGHT].data)
-    add_blocks(dweight, blocks, weights, call->accumulate[WEIGHT], call->input_gradient[WEIGHT].data);
+  real *sum = call->input_gradient[WEIGHT].data;
+  if (sum && p.direct)
+    add_turned_blocks(&p, dweight, call->accumulate[WEIGHT], sum);
+  else if (sum)
+    add_blocks(dweight, blocks, p.partial, call->accumulate[WEIGHT], sum);
   if (call->input_gradient[BIAS].data)
     add_blocks(dbias, blocks, p.filters, call->accumulate[BIAS], call->input_gradient[BIAS].data);
 }
@@ -226,8 +358,14 @@ static const comba_case cases[] = {
     {.name = "windows wholly in the padding",
      .attributes = &(const comba_window_attributes){.stride = 2, .padding = 4},
      .input = {{COMBA_SHAPE(2, 1, 1, 2)}, {COMBA_SHAPE(2, 1, 3, 3)}, {COMBA_SHAPE(2)}}},
+    {.name = "without columns: 3 x 5 window, rows and filters no multiple of a vector",
+     .attributes = &(const comba_window_attributes){.padding = 2},
+     .input = {{COMBA_SHAPE(3, 5, 9, 19)}, {COMBA_SHAPE(18, 5, 3, 5)}, {COMBA_SHAPE(18)}}},
+    {.name = "without columns: several images a block",
+     .attributes = &(const comba_window_attributes){.padding = 1},
+     .input = {{COMBA_SHAPE(70, 2, 4, 6)}, {COMBA_SHAPE(9, 2, 3, 3)}}},
     {.name = "several bands and images a block",
-     .attributes = &(const comba_window_attributes){.stride = 1, .padding = 3},
+     .attributes = &(const comba_window_attributes){.stride = 1, .padding = 7},
      .input = {{COMBA_SHAPE(65, 1, 90, 80)}, {COMBA_SHAPE(2, 1, 7, 7)}, {COMBA_SHAPE(2)}}},
     {.name = "32 images of 64 x 32 x 32, 128 filters of 3 x 3",
      .attributes = &(const comba_window_attributes){.stride = 1, .padding = 1},

@@ -5,20 +5,12 @@
 #include "scan/chunk_product.h"
 
 #include "core/gemm.h"
+#include "core/vector.h"
 #include "scan/scan.h"
 
-/* The oracle keeps the general product, so that tests compare the two. */
-#if defined __AVX2__ && !defined COMBA_REAL_DOUBLE
+#if COMBA_VECTORS
 
-#ifdef __AVX512F__
-enum { VECTOR_BYTES = 64, TILE_ROWS = 8 }; /* of 32 registers, 16 hold sums */
-#else
-enum { VECTOR_BYTES = 32, TILE_ROWS = 4 };
-#endif
-enum { LANES = VECTOR_BYTES / sizeof(real), PACKED_DEPTH = 512 };
-
-typedef real vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
-typedef int32_t index_vector __attribute__((vector_size(VECTOR_BYTES)));
+enum { PACKED_DEPTH = 512 };
 
 typedef enum triangle { WHOLE, LOWER, UPPER } triangle;
 
