@@ -40,16 +40,14 @@ static void count(bench *b, const char *failure) {
 }
 
 static void test(bench *b, int id, const comba_case *c) {
-  op_reference *reference = NULL;
-  const char *failure = NULL;
+  op_reference *reference = NULL, *narrow = NULL;
+  const char *failure = op_reference_create(&reference, id, c, NULL);
+  if (failure) count(b, failure);
   for (int i = 0; i < b->variants && !failure; i++) {
-    const bool narrow = b->variant[i].narrow;
-    if (!i || narrow != b->variant[i - 1].narrow) {
-      op_reference_free(reference);
-      failure = op_reference_create(&reference, id, c, narrow);
-    }
-    count(b, failure ? failure : op_check_variant(reference, &b->variant[i]));
+    if (b->variant[i].narrow && !narrow) failure = op_reference_create(&narrow, id, c, reference);
+    count(b, failure ? failure : op_check_variant(b->variant[i].narrow ? narrow : reference, &b->variant[i]));
   }
+  op_reference_free(narrow);
   op_reference_free(reference);
 }
 

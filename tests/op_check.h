@@ -5,10 +5,10 @@
 
 #include "op_case.h"
 
-/* A case computed by the oracle, against which the variants are checked: those with bfloat16 with inputs rounded to it (`narrow`), so
- * that what is compared is the kernel's rounding alone. */
+/* A case computed by the oracle, against which the variants are checked. With `exact`, the case as it is, inputs are rounded to bfloat16
+ * first, for variants that see them so; `exact` must outlive it. */
 typedef struct op_reference op_reference;
-const char *op_reference_create(op_reference **reference, int id, const comba_case *c, bool narrow);
+const char *op_reference_create(op_reference **reference, int id, const comba_case *c, const op_reference *exact);
 void op_reference_free(op_reference *reference);
 
 /* A variant against the oracle, forward and backward:

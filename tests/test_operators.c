@@ -15,7 +15,7 @@ static const char *check_row(int id) {
   for (const comba_case *c = op_oracle.op[id]->cases; c->name; c++) {
     if (c->benchmark) continue;
     op_reference *reference = NULL;
-    const char *failure = op_reference_create(&reference, id, c, false);
+    const char *failure = op_reference_create(&reference, id, c, NULL);
     for (int i = 0; i < variants && !failure; i++) failure = op_check_variant(reference, &variant[i]);
     if (failure && !first[0]) snprintf(first, sizeof first, "%s", failure);
     op_reference_free(reference);
