@@ -339,6 +339,7 @@ cuda_sources = \
 cuda_headers = \
 	lib/core/cuda.h \
 	lib/core/cuda_kernel.h \
+	lib/core/cuda_map.h \
 	lib/core/cuda_packet.h \
 	lib/ops/cuda_gates.h \
 	lib/ops/cuda_grid.h \

@@ -1,5 +1,5 @@
 /* y = scale f(x);  dx = scale f'(x) dy; the functions are listed in activation.c */
-#include "core/cuda_kernel.h"
+#include "core/cuda_map.h"
 
 template <comba_function F> static __device__ float value(float x) {
   switch (F) {
@@ -34,16 +34,17 @@ template <comba_function F> static __device__ float slope(float x) {
 template <class T, comba_function F> static void map(const comba_call *call, float scale) {
   const T *x = (const T *)call->input[0].data;
   T *y = (T *)call->output[0].data;
-  comba_each(comba_shape_elements(&call->input[0].shape),
-             [=] __device__(int64_t i) { store(y + i, scale * value<F>(load(x + i))); });
+  comba_map(
+      comba_shape_elements(&call->input[0].shape), y, false, [=] __device__(float x) { return scale * value<F>(x); },
+      x);
 }
 
 template <class T, comba_function F> static void map_gradient(const comba_call *call, float scale) {
   const T *x = (const T *)call->input[0].data, *dy = (const T *)call->output_gradient[0].data;
   T *dx = (T *)call->input_gradient[0].data;
-  const bool accumulate = call->accumulate[0];
-  comba_each(comba_shape_elements(&call->input[0].shape),
-             [=] __device__(int64_t i) { put(dx + i, scale * load(dy + i) * slope<F>(load(x + i)), accumulate); });
+  comba_map(
+      comba_shape_elements(&call->input[0].shape), dx, call->accumulate[0],
+      [=] __device__(float x, float dy) { return scale * dy * slope<F>(x); }, x, dy);
 }
 
 #define DISPATCH(map_, call)                                                                                           \

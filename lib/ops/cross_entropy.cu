@@ -1,5 +1,5 @@
 /* The mean cross entropy of rows of logits and its gradient, as cross_entropy.c has them. A block a row. */
-#include "core/cuda_kernel.h"
+#include "core/cuda_packet.h"
 
 enum { LOGITS, TARGETS, WEIGHTS };
 enum { LOSS, ROWS };
@@ -11,7 +11,7 @@ static comba_status infer(comba_signature *s) {
   return COMBA_OK;
 }
 
-template <class T>
+template <int N, class T>
 static __global__ void row_loss(const T *logits, const int32_t *targets, const float *weights, int64_t classes,
                                 float smoothing, float *losses, float *weighted, float *saved) {
   const int64_t row = blockIdx.x;
@@ -21,16 +21,29 @@ static __global__ void row_loss(const T *logits, const int32_t *targets, const f
     return;
   }
   const T *x = logits + row * classes;
-  float largest = -INFINITY, sum = 0, below = 0;
-  for (int64_t j = threadIdx.x; j < classes; j += THREADS) largest = fmaxf(largest, load(x + j));
-  largest = block_max(largest);
-  for (int64_t j = threadIdx.x; j < classes; j += THREADS) {
-    const float value = load(x + j) - largest;
-    sum += expf(value);
-    below += value;
+  /* of what the thread has seen: the largest, the sum of e^(x - largest), and that of x - x[0] */
+  float largest = -INFINITY, sum = 0, beyond = 0;
+  const float start = load(x);
+#pragma unroll 4
+  for (int64_t j = threadIdx.x * N; j < classes; j += THREADS * N) {
+    const packet<T, N> values = load_packet<N>(x + j);
+    float most = values[0];
+#pragma unroll
+    for (int i = 1; i < N; i++) most = fmaxf(most, values[i]);
+    if (most > largest) {
+      sum *= __expf(largest - most);
+      largest = most;
+    }
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+      if (most > -INFINITY || isnan(most)) sum += __expf(values[i] - largest);
+      beyond += values[i] - start;
+    }
   }
-  sum = block_sum(sum);
-  if (smoothing != 0) below = block_sum(below);
+  const float own = largest;
+  largest = block_max(largest);
+  sum = block_sum(own > -INFINITY ? sum * __expf(own - largest) : sum);
+  const float below = smoothing == 0 ? 0 : block_sum(beyond) + (float)classes * (start - largest);
   if (threadIdx.x) return;
   const float log_sum = logf(sum), loss = log_sum - (load(x + target) - largest);
   losses[row] = loss;
@@ -76,7 +89,7 @@ static __global__ void gradient_scale(const float *dloss, const int32_t *targets
   if (!threadIdx.x) *scale = all > 0 ? (float)(*dloss / all) : 0;
 }
 
-template <class T>
+template <int N, class T>
 static __global__ void row_gradient(const T *logits, const int32_t *targets, const float *weights, int64_t rows,
                                     int64_t classes, float smoothing, float l2_warp, const float *saved,
                                     const float *scale, const float *dloss, T *gradient, bool accumulate) {
@@ -96,11 +109,17 @@ static __global__ void row_gradient(const T *logits, const int32_t *targets, con
   }
   const float own = target < 0 ? 0 : *scale * (weights ? weights[target] : 1), every = own * smoothing / (float)classes;
   const float top = target < 0 ? 0 : saved[2 * row], factor = target < 0 ? 0 : own * saved[2 * row + 1];
-  for (int64_t j = threadIdx.x; j < classes; j += THREADS) {
-    float value = target < 0 ? 0 : factor * expf(load(x + j) - top) - every;
-    if (j == target) value -= own * (1 - smoothing);
-    if (l2_warp > 0 && j == first) value += l2_warp * *dloss / (float)rows * largest;
-    put(dx + j, value, accumulate);
+#pragma unroll 4
+  for (int64_t j = threadIdx.x * N; j < classes; j += THREADS * N) {
+    const packet<T, N> values = load_packet<N>(x + j);
+    float result[N];
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+      result[i] = target < 0 ? 0 : factor * __expf(values[i] - top) - every;
+      if (j + i == target) result[i] -= own * (1 - smoothing);
+      if (l2_warp > 0 && j + i == first) result[i] += l2_warp * *dloss / (float)rows * largest;
+    }
+    put_packet<N>(dx + j, result, accumulate);
   }
 }
 
@@ -111,9 +130,11 @@ template <class T> static void forward(const comba_call *call) {
   const int32_t *targets = (const int32_t *)call->input[TARGETS].data;
   const float *weights = (const float *)call->input[WEIGHTS].data;
   float *weighted = (float *)call->workspace;
-  row_loss<<<(unsigned)rows, THREADS, 0, comba_cuda_stream()>>>(
-      (const T *)call->input[LOGITS].data, targets, weights, classes, (float)a->label_smoothing,
-      (float *)call->output[ROWS].data, weighted, (float *)call->saved[0].data);
+  const T *logits = (const T *)call->input[LOGITS].data;
+  const auto kernel = classes % 8 == 0 && comba_cuda_aligned(logits, 16) ? row_loss<8, T> : row_loss<1, T>;
+  kernel<<<(unsigned)rows, THREADS, 0, comba_cuda_stream()>>>(
+      logits, targets, weights, classes, (float)a->label_smoothing, (float *)call->output[ROWS].data, weighted,
+      (float *)call->saved[0].data);
   mean_loss<<<1, SUMMING, 0, comba_cuda_stream()>>>(weighted, targets, weights, rows, (float *)call->output[LOSS].data);
   comba_cuda_note(cudaGetLastError(), "cross_entropy");
 }
@@ -128,10 +149,13 @@ template <class T> static void backward(const comba_call *call) {
   float *scale = (float *)call->workspace;
   if (comba_cuda_gradient_absent<T>(call, 1, 0) || !call->input_gradient[LOGITS].data) return;
   gradient_scale<<<1, SUMMING, 0, comba_cuda_stream()>>>(dloss, targets, weights, rows, scale);
-  row_gradient<<<(unsigned)rows, THREADS, 0, comba_cuda_stream()>>>(
-      (const T *)call->input[LOGITS].data, targets, weights, rows, classes, (float)a->label_smoothing,
-      (float)a->l2_warp, (const float *)call->saved[0].data, scale, dloss, (T *)call->input_gradient[LOGITS].data,
-      call->accumulate[LOGITS]);
+  const T *logits = (const T *)call->input[LOGITS].data;
+  T *gradient = (T *)call->input_gradient[LOGITS].data;
+  const bool packs = classes % 8 == 0 && comba_cuda_aligned(logits, 16) && comba_cuda_aligned(gradient, 16);
+  const auto kernel = packs ? row_gradient<8, T> : row_gradient<1, T>;
+  kernel<<<(unsigned)rows, THREADS, 0, comba_cuda_stream()>>>(
+      logits, targets, weights, rows, classes, (float)a->label_smoothing, (float)a->l2_warp,
+      (const float *)call->saved[0].data, scale, dloss, gradient, call->accumulate[LOGITS]);
   comba_cuda_note(cudaGetLastError(), "cross_entropy, backward");
 }
 

@@ -2,7 +2,7 @@
 #ifndef COMBA_OPS_CUDA_ROW_SPAN_H
 #define COMBA_OPS_CUDA_ROW_SPAN_H
 
-#include "core/cuda_packet.h"
+#include "core/cuda_map.h"
 
 /* LANES threads hold SPAN values: each has PACKETS packets of N, LANES N apart. A block is GROUPS rows. Longer rows are read span by
  * span, and then again. */
@@ -113,6 +113,72 @@ __device__ inline void put_part(float *partial, int64_t first, int64_t d, const 
   } else {
     put_span<L>(partial, first, d, false, [&](int i) { return sum[i]; });
   }
+}
+
+/* ---- Maps with a factor of each row ---------------------------------------------------------------------------------- */
+
+template <class L, class Y, class F, class... X>
+__global__ void map_rows_kernel(int64_t rows, int64_t d, Y *y, F f, const X *...inputs) {
+  const int64_t row = own_row<L>();
+  if (row >= rows) return;
+  const auto of_row = [&](auto... values) { return f(row, values...); };
+  for (int64_t first = 0; first < d; first += L::SPAN)
+#pragma unroll
+    for (int k = 0; k < L::PACKETS; k++) {
+      const int64_t j = row_span<L, Y>::column(first, k), at = row * d + j;
+      if (j < d) map_packets<L::N>(y + at, false, of_row, load_packet<L::N>(inputs + at)...);
+    }
+}
+/* y[row][j] = f(row, inputs[row][j]...) */
+template <class Y, class F, class... X> void comba_map_rows(int64_t rows, int64_t d, Y *y, F f, const X *...inputs) {
+  with_row_layout(d, cuda_rows_pack(d, y, inputs...), [&](auto layout) {
+    typedef decltype(layout) L;
+    map_rows_kernel<L><<<row_blocks<L>(rows), row_threads<L>(), 0, comba_cuda_stream()>>>(rows, d, y, f, inputs...);
+  });
+  comba_cuda_note(cudaGetLastError(), "a map of rows");
+}
+
+/* Rows (tokens, heads) of d: a = or += dy and b = or += factor(h) dy, where they are wanted; part (blocks): what a block adds to the sum
+ * of <x, dy> of the head that its rows share. */
+template <class L, class T, class F>
+__global__ void scale_gradient_kernel(const T *x, const T *dy, int64_t rows, int64_t heads, int64_t d, F factor,
+                                      map_target<T> a, map_target<T> b, float *part) {
+  const float scale = factor((int64_t)blockIdx.x % heads);
+  float sum = 0;
+  for (int64_t row = part_row<L>(heads); row < rows; row += part_step<L>())
+    for (int64_t first = 0; first < d; first += L::SPAN) {
+      row_span<L, T> value, gradient;
+      gradient.load(dy + row * d, first, d);
+      if (part) {
+        value.load(x + row * d, first, d);
+#pragma unroll
+        for (int i = 0; i < L::N * L::PACKETS; i++) sum += value[i] * gradient[i];
+      }
+      if (a.data) put_span<L>(a.data + row * d, first, d, a.accumulate, [&](int i) { return gradient[i]; });
+      if (b.data) put_span<L>(b.data + row * d, first, d, b.accumulate, [&](int i) { return scale * gradient[i]; });
+    }
+  if (!part) return;
+  __shared__ float meet[L::GROUPS];
+  sum = row_sum<L>(sum);
+  if (!threadIdx.x) meet[threadIdx.y] = sum;
+  __syncthreads();
+  if (threadIdx.x || threadIdx.y) return;
+  sum = 0;
+  for (int group = 0; group < L::GROUPS; group++) sum += meet[group];
+  part[blockIdx.x] = sum;
+}
+/* and sum (heads) = or += outer(h) times the sums of <x, dy>, if it is wanted; `part`: row_parts(tokens heads, heads) floats */
+template <class T, class F, class G>
+void comba_scale_gradient(const T *x, const T *dy, int64_t tokens, int64_t heads, int64_t d, F factor, map_target<T> a,
+                          map_target<T> b, float *part, G outer, bool accumulate, float *sum) {
+  const int64_t rows = tokens * heads, parts = row_parts(rows, heads);
+  with_row_layout(d, cuda_rows_pack(d, x, dy, a.data, b.data), [&](auto layout) {
+    typedef decltype(layout) L;
+    scale_gradient_kernel<L><<<(unsigned)parts, row_threads<L>(), 0, comba_cuda_stream()>>>(
+        x, dy, rows, heads, d, factor, a, b, sum ? part : NULL);
+  });
+  comba_cuda_note(cudaGetLastError(), "gradients of scaled rows");
+  if (sum) comba_cuda_sum_products(part, parts / heads, heads, outer, accumulate, sum);
 }
 
 #endif

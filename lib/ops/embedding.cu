@@ -1,14 +1,30 @@
 /* y[t] = weight[ids[t]];  dweight[ids[t]] += dy[t], except for the padding row */
-#include "core/cuda_kernel.h"
+#include "core/cuda_packet.h"
 
 enum { IDS, WEIGHT };
+
+/* y (tokens, d) = the rows of the weight that `ids` names, N values a thread */
+template <int N, class T>
+static void copy_rows(const int32_t *ids, const float *weight, int64_t tokens, int64_t d, T *y) {
+  const int64_t packets = d / N;
+  comba_each(tokens * packets, [=] __device__(int64_t i) {
+    const packet<float, N> from = load_packet<N>(weight + (ids[i / packets] * packets + i % packets) * N);
+    float value[N];
+#pragma unroll
+    for (int k = 0; k < N; k++) value[k] = from[k];
+    put_packet<N>(y + i * N, value, false);
+  });
+}
 
 template <class T> static void forward(const comba_call *call) {
   const int64_t tokens = comba_shape_elements(&call->input[IDS].shape), d = call->input[WEIGHT].shape.size[1];
   const int32_t *ids = (const int32_t *)call->input[IDS].data;
   const float *weight = (const float *)call->input[WEIGHT].data;
   T *y = (T *)call->output[0].data;
-  comba_each(tokens * d, [=] __device__(int64_t i) { store(y + i, weight[ids[i / d] * d + i % d]); });
+  if (d % 8 == 0 && comba_cuda_aligned(weight, 16) && comba_cuda_aligned(y, 16))
+    copy_rows<8>(ids, weight, tokens, d, y);
+  else
+    copy_rows<1>(ids, weight, tokens, d, y);
 }
 
 /* next[t]: the next token after t with the same id, or `tokens`; found by the block of that token */

@@ -1,6 +1,6 @@
 /* norm = sqrt(sum of gradient^2 over all slabs); factor = 0 if it is not finite, else min(1, max_norm / norm), 1 if max_norm <= 0;
  * clip (2) = {norm, factor}. Squares are summed in double. */
-#include "core/cuda_kernel.h"
+#include "core/cuda_packet.h"
 
 enum { SETTINGS, GRADIENT1, GRADIENT2 };
 enum { BLOCKS = 528, THREADS = 256 };
@@ -21,10 +21,21 @@ template <int SIZE> static __device__ double block_sum_double(double value) {
   return part[0];
 }
 
-static __global__ void squares(const float *x, int64_t n, double *partial) {
+/* Packets of N values, UNROLL of them read before the first is used */
+template <int N> static __global__ void squares(const float *x, int64_t n, double *partial) {
+  enum { UNROLL = 4 };
   double sum = 0;
-  for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < n; i += (int64_t)BLOCKS * THREADS)
-    sum += (double)x[i] * (double)x[i];
+  const int64_t step = (int64_t)BLOCKS * THREADS * N;
+  for (int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * N; i < n; i += UNROLL * step) {
+    packet<float, N> value[UNROLL] = {};
+#pragma unroll
+    for (int k = 0; k < UNROLL; k++)
+      if (i + k * step < n) value[k] = load_packet<N>(x + i + k * step);
+#pragma unroll
+    for (int k = 0; k < UNROLL; k++)
+#pragma unroll
+      for (int j = 0; j < N; j++) sum += (double)value[k][j] * (double)value[k][j];
+  }
   sum = block_sum_double<THREADS>(sum);
   if (!threadIdx.x) partial[blockIdx.x] = sum;
 }
@@ -45,8 +56,12 @@ template <class T> static void forward(const comba_call *call) {
   for (int slab = GRADIENT1; slab <= GRADIENT2; slab++) {
     const comba_view *gradient = &call->input[slab];
     if (!gradient->data) continue;
-    squares<<<BLOCKS, THREADS, 0, comba_cuda_stream()>>>((const float *)gradient->data,
-                                                         comba_shape_elements(&gradient->shape), partial + parts);
+    const float *x = (const float *)gradient->data;
+    const int64_t n = comba_shape_elements(&gradient->shape);
+    if (n % 4 == 0 && comba_cuda_aligned(x, 16))
+      squares<4><<<BLOCKS, THREADS, 0, comba_cuda_stream()>>>(x, n, partial + parts);
+    else
+      squares<1><<<BLOCKS, THREADS, 0, comba_cuda_stream()>>>(x, n, partial + parts);
     parts += BLOCKS;
   }
   clip_factor<<<1, THREADS, 0, comba_cuda_stream()>>>(partial, parts, (const float *)call->input[SETTINGS].data,

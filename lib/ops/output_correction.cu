@@ -1,5 +1,5 @@
 /* y (B,T,H,K) = q + s d_h p, s = -1 or 1;  dq = dy;  dp = s d_h dy;  dd_h += s <dy, p> over B, T and K */
-#include "core/cuda_kernel.h"
+#include "ops/cuda_row_span.h"
 
 enum { Q, P, D };
 
@@ -8,7 +8,8 @@ static float sign(const comba_call *call) {
 }
 
 static comba_status infer(comba_signature *s) {
-  s->backward_workspace = s->input[Q].size[0] * s->input[Q].size[1] * s->input[Q].size[2];
+  const int64_t *size = s->input[Q].size;
+  s->backward_workspace = row_parts(size[0] * size[1] * size[2], size[2]);
   return COMBA_OK;
 }
 
@@ -18,8 +19,9 @@ template <class T> static void forward(const comba_call *call) {
   const T *q = (const T *)call->input[Q].data, *p = (const T *)call->input[P].data;
   const float *d = (const float *)call->input[D].data, s = sign(call);
   T *y = (T *)call->output[0].data;
-  comba_each(comba_shape_elements(shape),
-             [=] __device__(int64_t i) { store(y + i, load(q + i) + s * d[i / k % heads] * load(p + i)); });
+  comba_map_rows(
+      shape->size[0] * shape->size[1] * heads, k, y,
+      [=] __device__(int64_t row, float q, float p) { return q + s * d[row % heads] * p; }, q, p);
 }
 
 template <class T> static void backward(const comba_call *call) {
@@ -27,19 +29,12 @@ template <class T> static void backward(const comba_call *call) {
   const int64_t tokens = shape->size[0] * shape->size[1], heads = shape->size[2], k = shape->size[3];
   const T *p = (const T *)call->input[P].data, *dy = (const T *)call->output_gradient[0].data;
   const float *d = (const float *)call->input[D].data, s = sign(call);
-  T *dq = (T *)call->input_gradient[Q].data, *dp = (T *)call->input_gradient[P].data;
-  float *dd = (float *)call->input_gradient[D].data;
-  const bool add_q = call->accumulate[Q], add_p = call->accumulate[P];
+  const map_target<T> dq = {(T *)call->input_gradient[Q].data, call->accumulate[Q]};
+  const map_target<T> dp = {(T *)call->input_gradient[P].data, call->accumulate[P]};
   if (comba_cuda_gradient_absent<T>(call, 3, 1u << D)) return;
-  if (dd)
-    comba_cuda_sum_heads(
-        p, dy, tokens, heads, k, (float *)call->workspace, [=] __device__(int64_t) { return s; }, call->accumulate[D],
-        dd);
-  comba_each(comba_shape_elements(shape), [=] __device__(int64_t i) {
-    const float gradient = load(dy + i);
-    if (dq) put(dq + i, gradient, add_q);
-    if (dp) put(dp + i, s * d[i / k % heads] * gradient, add_p);
-  });
+  comba_scale_gradient(
+      p, dy, tokens, heads, k, [=] __device__(int64_t h) { return s * d[h]; }, dq, dp, (float *)call->workspace,
+      [=] __device__(int64_t) { return s; }, call->accumulate[D], (float *)call->input_gradient[D].data);
 }
 
 COMBA_CUDA_ROW(output_correction, infer);

@@ -1,19 +1,19 @@
 /* y = x, from the type of activations to float32 */
-#include "core/cuda_kernel.h"
+#include "core/cuda_map.h"
 
 template <class T> static void forward(const comba_call *call) {
   const T *x = (const T *)call->input[0].data;
   float *y = (float *)call->output[0].data;
-  comba_each(comba_shape_elements(&call->input[0].shape), [=] __device__(int64_t i) { store(y + i, load(x + i)); });
+  comba_map(
+      comba_shape_elements(&call->input[0].shape), y, false, [] __device__(float x) { return x; }, x);
 }
 
 template <class T> static void backward(const comba_call *call) {
   const float *dy = (const float *)call->output_gradient[0].data;
   T *dx = (T *)call->input_gradient[0].data;
-  const bool accumulate = call->accumulate[0];
   if (comba_cuda_gradient_absent<T>(call, 1, 0) || !dx) return;
-  comba_each(comba_shape_elements(&call->input[0].shape),
-             [=] __device__(int64_t i) { put(dx + i, load(dy + i), accumulate); });
+  comba_map(
+      comba_shape_elements(&call->input[0].shape), dx, call->accumulate[0], [] __device__(float d) { return d; }, dy);
 }
 
 COMBA_CUDA_ROW(widen);
