@@ -319,12 +319,16 @@ fails 1 "damaged: the model gives logits that are not finite" "$lm" generate --m
 works "$lm" eval --model damaged --data text.txt --json
 is_json loss
 
-# A run whose loss is not finite still ends in order, and its figures are JSON.
-works $train_lm --output diverged --learning-rate 1000 --gradient-clip 0 --json
+# A run whose gradient is not finite says where and keeps the step before; one that may pass over such steps ends in order, and its
+# figures are JSON.
+fails 1 "the gradient of 'model.embeddings.weight' is not finite" $train_lm --output diverging --learning-rate 1000 \
+  --gradient-clip 0 --quiet
+[ -d "diverging/checkpoint-$(sed -n 's/.*those of step \([0-9]*\).*/\1/p' err)" ] || fail "the step before is not kept"
+works $train_lm --output diverged --learning-rate 1000 --gradient-clip 0 --skip-nonfinite 24 --json
 is_json finished=true evaluation
 tail -n 1 diverged/log.jsonl >out
 is_json step=24
-works $train_vision --output diverged-vision --learning-rate 1000 --gradient-clip 0 --json
+works $train_vision --output diverged-vision --learning-rate 1000 --gradient-clip 0 --skip-nonfinite 24 --json
 is_json finished=true evaluation
 
 # ---- The output folder ----

@@ -183,7 +183,7 @@ static comba_status finish_step(loop *l) {
   COMBA_TRY(comba_model_await_step(l->training->model, (int)(l->step % 2), &norm, &losses));
   for (int64_t i = 0; i < count; i++) loss += losses[i];
   loss /= (double)count;
-  if (!isfinite(norm)) COMBA_TRY(pass_over(l, loss, norm));
+  if (!isfinite(norm)) COMBA_TRY(pass_over(l, isnan(loss) ? (double)NAN : loss, norm)); /* -nan is nan */
   l->step++;
   l->loss_sum += loss;
   l->loss_count++;
