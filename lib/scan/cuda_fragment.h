@@ -30,9 +30,12 @@ static __device__ inline uint32_t pair_bits(float x, float y) {
   return bits;
 }
 
-/* sum [N / 8] (16, N) += a b: a [K / 8] (16, K) in registers, rounded to T; b (K, N), or its transpose (N, K), in shared memory. */
+/* sum [N / 8] (16, N) += a b: a [K / 8] (16, K) in registers, rounded to T; b (K, N), or its transpose (N, K), in shared memory. float needs a's place
+ * in shared memory as well, `scratch`, row_scratch elements of the warp's own. */
+template <class T> constexpr int row_scratch = sizeof(T) == sizeof(float) ? TILE_ROWS *tile_stride<T, TILE> : 0;
 template <int N, int K, bool transpose_b>
-static __device__ inline void row_multiply(float (*sum)[4], const float (*a)[4], const bfloat16 *b, int b_stride) {
+static __device__ inline void row_multiply(float (*sum)[4], const float (*a)[4], const bfloat16 *b, int b_stride,
+                                           bfloat16 *) {
   const int lane = threadIdx.x % 32, row = lane % 8, low = lane / 8 % 2 * 8, high = lane / 16 * 8;
 #pragma unroll
   for (int k = 0; k < K; k += 16) {
@@ -52,25 +55,13 @@ static __device__ inline void row_multiply(float (*sum)[4], const float (*a)[4],
   }
 }
 
-/* The four lanes of a quad hold a row of a, and hand its numbers round. */
 template <int N, int K, bool transpose_b>
-static __device__ inline void row_multiply(float (*sum)[4], const float (*a)[4], const float *b, int b_stride) {
-  const int lane = threadIdx.x % 32, column = lane % 4 * 2;
-#pragma unroll
-  for (int k = 0; k < K; k++) {
-    const int holder = lane / 4 * 4 + k % 8 / 2;
-    const float upper = __shfl_sync(~0u, a[k / 8][k % 2], holder);
-    const float lower = __shfl_sync(~0u, a[k / 8][2 + k % 2], holder);
-#pragma unroll
-    for (int n = 0; n < N; n += 8) {
-      const float *right = transpose_b ? b + (n + column) * b_stride + k : b + k * b_stride + n + column;
-      const float even = right[0], odd = right[transpose_b ? b_stride : 1];
-      sum[n / 8][0] += upper * even;
-      sum[n / 8][1] += upper * odd;
-      sum[n / 8][2] += lower * even;
-      sum[n / 8][3] += lower * odd;
-    }
-  }
+static __device__ inline void row_multiply(float (*sum)[4], const float (*a)[4], const float *b, int b_stride,
+                                           float *scratch) {
+  __syncwarp();
+  tile_store<K>(scratch, *(const float(*)[K / 8][4]) a);
+  __syncwarp();
+  tile_multiply<N, K, transpose_b>(*(float(*)[N / 8][4]) sum, scratch, tile_stride<float, K>, b, b_stride);
 }
 
 /* ---- Transposes ----------------------------------------------------------------------------------------------------- */
@@ -88,12 +79,18 @@ static __device__ inline uint32_t transpose_matrix(uint32_t bits) {
   return result;
 }
 
+/* What depends on these is computed here each time: out of a loop it would take registers from the state. */
+static __device__ inline void keep_in_place(int &rows, int &channels) {
+  asm volatile("" : "+r"(rows), "+r"(channels));
+}
+
 /* to (rows, channels) = the transpose of the warp's (16, N), whose rows are channels as row_channel numbers them. Stores what is below
  * `rows` <= N and `channels` <= 16; `aligned`: rows begin at multiples of four elements and hold a multiple of them. */
 template <int N>
 static __device__ inline void store_transposed(float *to, int64_t stride, int rows, int channels, bool,
                                                const float (&sum)[N / 8][4]) {
   const int column = threadIdx.x % 4 * 2;
+  keep_in_place(rows, channels);
 #pragma unroll
   for (int n = 0; n < N / 8; n++)
 #pragma unroll

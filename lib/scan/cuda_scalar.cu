@@ -82,9 +82,9 @@ static __device__ void find_gates(const pass &a, const cuda_piece &piece, int64_
   }
 }
 
-/* What block_row (its rows), block_column (its columns), of `size`, of the resolvent are once the diagonal blocks beside are there:
+/* Pairs of blocks of `size` on the diagonal of R give the block below the first and beside the second:
  *   R21 = (I - R22 D2) M21 (I - D1 R11)
- * The second factor first, into R's place above the diagonal, which is free. Four columns a thread; all blocks of a size at once. */
+ * M21 (I - D1 R11) goes to R's place above the diagonal, which is free. Four columns a thread. */
 template <int size> static __device__ void merge_resolvents(const float *M, const float *beta, float *R) {
   constexpr int pieces = size / 4, items = CHUNK / 2 * pieces;
   for (int round = 0; round < 2; round++) {

@@ -9,9 +9,9 @@
 enum { WARPS = 4, WARP_CHANNELS = 16, FACTOR_BYTES = FACTORS * CHUNK * (int)sizeof(float) };
 
 template <class T> struct ring {
-  static constexpr int tiles = sizeof(T) == sizeof(float) ? 5 : 8;
+  static constexpr int tiles = sizeof(T) == sizeof(float) ? 4 : 8;
   static constexpr int elements = tile_elements<T> + FACTOR_BYTES / (int)sizeof(T);
-  static constexpr int bytes = tiles * elements * (int)sizeof(T);
+  static constexpr int bytes = (tiles * elements + WARPS * row_scratch<T>)*(int)sizeof(T);
 };
 
 /* The place of a sequence's tiles: what is copied next. */
@@ -21,14 +21,13 @@ template <class T, int slices, bool delta> struct feeder {
   T *tiles;
   int lane, head, channel; /* channel: the block's first */
   int step, kind, next;
-  int64_t row; /* of the piece at `step`: its first token, and how many */
-  int count;
+  int row, count; /* of the piece at `step`: its first token, and how many */
 
   __device__ void move_to(const pass &a, int to) {
     step = to;
     if (to >= a.s.steps) return;
     const cuda_piece piece = piece_at(a.s, to, lane);
-    row = piece.row;
+    row = (int)piece.row;
     count = piece.count;
   }
 
@@ -74,6 +73,8 @@ static __global__ void __launch_bounds__(WARPS * 32, sizeof(T) == sizeof(float) 
   const int first_channel = block_channel + warp_channel;
   const int channels = max(0, min((int)WARP_CHANNELS, (int)V - first_channel));
 
+  T *scratch = (T *)shared + tiles * ring<T>::elements + threadIdx.x / 32 * row_scratch<T>;
+
   feeder<T, slices, delta> feed;
   feed.tiles = (T *)shared;
   feed.lane = lane;
@@ -82,29 +83,30 @@ static __global__ void __launch_bounds__(WARPS * 32, sizeof(T) == sizeof(float) 
   feed.kind = feed.next = 0;
   feed.move_to(a, 0);
   for (int i = 0; i < tiles - 1; i++) feed.copy(a);
-  int current = -1;
-  /* The next tile, in place of the last: all of its readers have passed the barrier. */
+  /* The next tile. Behind the barrier nobody reads the last any more: its place takes a new one, and is followed by the next. */
   const auto next_tile = [&]() -> const T * {
     wait_for_copies<tiles - 2>();
     __syncthreads();
     feed.copy(a);
-    current = (current + 1) % tiles;
-    return (const T *)shared + current * ring<T>::elements;
+    return (const T *)shared + feed.next * ring<T>::elements;
   };
+
+  /* The warp's place in the states of the caller. */
+  const auto outside = [&](int64_t sequence) { return (sequence * a.s.heads + head) * K * V + first_channel; };
 
   float state[slices][TILE / 8][4] = {};
   for (int step = 0; step < a.s.steps; step++) {
     const int64_t slot = ((int64_t)step * a.s.lanes + lane) * a.s.heads + head;
     const cuda_piece piece = piece_at(a.s, step, lane);
-    const int64_t outside = (piece.sequence * a.s.heads + head) * K * V + first_channel;
     if (piece.first) {
       const float *initial = a.c.initial_state;
+      if (initial) initial += outside(piece.sequence);
 #pragma unroll
       for (int slice = 0; slice < slices; slice++)
         tile_each<TILE>([&](int n, int i, int, int column) {
           const int64_t k = slice * TILE + column;
           const int channel = row_channel(i / 2);
-          state[slice][n][i] = initial && k < K && channel < channels ? initial[outside + k * V + channel] : 0;
+          state[slice][n][i] = initial && k < K && channel < channels ? initial[k * V + channel] : 0;
         });
     }
 #pragma unroll
@@ -116,7 +118,7 @@ static __global__ void __launch_bounds__(WARPS * 32, sizeof(T) == sizeof(float) 
     if (delta) {
 #pragma unroll
       for (int slice = 0; slice < slices; slice++)
-        row_multiply<CHUNK, TILE, true>(e, state[slice], next_tile(), stride);
+        row_multiply<CHUNK, TILE, true>(e, state[slice], next_tile(), stride, scratch);
     }
     const T *tile = next_tile();
     const float *factors = (const float *)(tile + tile_elements<T>);
@@ -131,9 +133,9 @@ static __global__ void __launch_bounds__(WARPS * 32, sizeof(T) == sizeof(float) 
       /* C is strictly lower: the later half of the tokens first, from all, then the earlier from itself */
       constexpr int half = CHUNK / 2, parts = half / 8;
       float correction[parts][4] = {}, earlier[parts][4] = {};
-      row_multiply<half, CHUNK, true>(correction, e, tile + half * stride, stride);
+      row_multiply<half, CHUNK, true>(correction, e, tile + half * stride, stride, scratch);
       tile_each<half>([&](int n, int i, int, int) { e[parts + n][i] -= correction[n][i]; });
-      row_multiply<half, half, true>(earlier, e, tile, stride);
+      row_multiply<half, half, true>(earlier, e, tile, stride, scratch);
       tile_each<half>([&](int n, int i, int, int) { e[n][i] -= earlier[n][i]; });
       if (a.b.errors) store_transposed<CHUNK>((T *)a.b.errors + values, V, CHUNK, channels, a.values_aligned, e);
       tile_each<CHUNK>([&](int n, int i, int, int token) { e[n][i] *= factors[BETA * CHUNK + token]; });
@@ -145,14 +147,15 @@ static __global__ void __launch_bounds__(WARPS * 32, sizeof(T) == sizeof(float) 
 #pragma unroll
     for (int slice = 0; slice < slices; slice++) {
       tile_each<TILE>([&](int n, int i, int, int) { state[slice][n][i] *= left; });
-      row_multiply<TILE, CHUNK, false>(state[slice], e, next_tile(), stride);
+      row_multiply<TILE, CHUNK, false>(state[slice], e, next_tile(), stride, scratch);
     }
-    if (a.c.final_state && piece.last) {
+    if (!a.c.final_state) continue;
+    const cuda_piece end = piece_at(a.s, step, lane); /* again: registers are scarce */
+    if (!end.last) continue;
+    float *final_state = a.c.final_state + outside(end.sequence);
 #pragma unroll
-      for (int slice = 0; slice < slices; slice++)
-        store_transposed<TILE>(a.c.final_state + outside + slice * TILE * V, V, (int)(K - slice * TILE), channels,
-                               false, state[slice]);
-    }
+    for (int slice = 0; slice < slices; slice++)
+      store_transposed<TILE>(final_state + slice * TILE * V, V, (int)(K - slice * TILE), channels, false, state[slice]);
   }
 }
 
