@@ -346,6 +346,7 @@ cuda_headers = \
 	lib/ops/cuda_row_span.h \
 	lib/ops/cuda_rows.h \
 	lib/ops/cuda_sequences.h \
+	lib/ops/cuda_thin.h \
 	lib/ops/cuda_window.h \
 	lib/scan/cuda_block.h \
 	lib/scan/cuda_chunks.h \

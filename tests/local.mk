@@ -127,6 +127,14 @@ check_PROGRAMS += tests/op-bench
 tests_op_bench_SOURCES = tests/op_bench.c tests/op_perf.c tests/op_perf.h
 tests_op_bench_LDADD = tests/libtesting.la
 
+if CUDA
+check_PROGRAMS += tests/product-bench
+tests_product_bench_SOURCES = tests/product_bench.c tests/op_perf.c tests/op_perf.h
+tests_product_bench_LDADD = tests/libtesting.la
+else
+EXTRA_DIST += tests/product_bench.c
+endif
+
 check_PROGRAMS += tests/step-bench
 tests_step_bench_SOURCES = tests/step_bench.c tests/op_perf.c tests/op_perf.h lm/presets.c vision/presets.c
 tests_step_bench_LDADD = lib/libprogram.la tests/libtesting.la

@@ -76,7 +76,7 @@ static void queue(void *context) {
   for (int i = 0; i < DEVICE_CALLS; i++) k->kernel(k->call);
 }
 
-static double device_seconds(const comba_backend *backend, void (*kernel)(const comba_call *), const comba_call *call) {
+double op_device_seconds(const comba_backend *backend, void (*kernel)(const comba_call *), const comba_call *call) {
   enum { REPLAYS = 5 };
   device_kernel context = {kernel, call};
   double seconds[REPLAYS];
@@ -139,7 +139,7 @@ op_ceiling op_measure_device_ceiling(const comba_backend *backend) {
   if (!call.input[0].data || !call.input[1].data || !call.output[0].data) check(COMBA_ERROR_MEMORY);
   check(memory->write(call.input[0].data, size == sizeof *narrow ? (void *)narrow : values, elements * size));
   check(memory->write(call.input[1].data, values, elements * sizeof(float)));
-  const op_ceiling ceiling = {2.0 * SIDE * SIDE * SIDE / device_seconds(backend, linear->forward, &call),
+  const op_ceiling ceiling = {2.0 * SIDE * SIDE * SIDE / op_device_seconds(backend, linear->forward, &call),
                               device_copy_rate()};
   memory->release(call.input[0].data);
   memory->release(call.input[1].data);
@@ -177,7 +177,7 @@ static double median_seconds(op_instance *instance, bool backward) {
   void (*const kernel)(const comba_call *) = backward ? instance->op->backward : instance->op->forward;
   if (instance->backend) {
     op_stage *stage = op_stage_create(instance, backward);
-    const double result = device_seconds(instance->backend, kernel, op_stage_call(stage));
+    const double result = op_device_seconds(instance->backend, kernel, op_stage_call(stage));
     op_stage_free(stage);
     return result;
   }

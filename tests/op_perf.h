@@ -12,6 +12,8 @@ typedef struct op_ceiling {
 op_ceiling op_measure_ceiling(void);
 /* Of a device: a product of activations with a weight, 8192 cubed, and a copy of 1 GiB. */
 op_ceiling op_measure_device_ceiling(const comba_backend *backend);
+/* Of one call of a kernel on a device. */
+double op_device_seconds(const comba_backend *backend, void (*kernel)(const comba_call *), const comba_call *call);
 
 /* One line for forward and one for backward: median time, rates, and the share of what the roofline allows. */
 void op_print_perf(const op_variant *variant, int id, const comba_case *c, const op_ceiling *ceiling);

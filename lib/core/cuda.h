@@ -29,12 +29,18 @@ comba_status comba_cuda_open(void);
 /* "NVIDIA H200, sm_90, CUDA 13.0": after comba_cuda_open. */
 const char *comba_cuda_name(void);
 /* Of matrix products, allocated when the GPU is opened. */
-enum { COMBA_CUDA_PRODUCTS_BYTES = 32 << 20 };
+enum { COMBA_CUDA_PRODUCTS_BYTES = 128 << 20 };
 extern const comba_device_memory comba_cuda_device_memory[COMBA_CUDA_TYPES];
 /* Records what `run` queues and replays it; the recording belongs to the caller. */
 comba_status comba_cuda_record(void **recording, void (*run)(void *context), void *context);
 void comba_cuda_replay(void *recording);
 void comba_cuda_forget(void *recording);
+
+/* For measurements: products from now on take answer `rank` of cuBLASLt's heuristic, 0 the best as it expects; and how the last product
+ * was computed, in cuBLASLt's numbers. */
+enum { COMBA_CUDA_PRODUCT_RANKS = 8 };
+void comba_cuda_rank_products(int rank);
+const char *comba_cuda_last_product(void);
 
 #ifdef __cplusplus
 }

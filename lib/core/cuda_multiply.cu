@@ -1,7 +1,11 @@
-/* Matrix products by cuBLASLt. Its heuristic is asked once for each kind of product, the answer is kept. */
+/* Matrix products by cuBLASLt. Its heuristic is asked once for each kind of product, the answer is kept.
+ *
+ * Gradients of weights sum over all tokens and have few tiles: split over the sum they fill the GPU, and the partial sums take several
+ * times the weight's bytes, hence the size of the workspace. */
 #include "core/cuda_kernel.h"
 
 #include <cublasLt.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,13 +17,15 @@ typedef struct plan {
   bool float_c, has_bias, aligned; /* aligned: operands begin at multiples of 16 bytes */
   cublasLtMatmulDesc_t operation;
   cublasLtMatrixLayout_t a, b, c;
-  cublasLtMatmulAlgo_t algorithm;
+  cublasLtMatmulHeuristicResult_t chosen;
 } plan;
 
 static cublasLtHandle_t handle;
 static void *workspace;
 static plan plans[PLANS];
 static int planned;
+static int rank; /* of the heuristic's answers */
+static const plan *last;
 
 static cudaDataType_t data_type(comba_cuda_type type) {
   return type == COMBA_CUDA_FLOAT32 ? CUDA_R_32F : CUDA_R_16BF;
@@ -43,7 +49,7 @@ static bool make(plan *p) {
   const cublasOperation_t first = k->transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N,
                           second = k->transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
   cublasLtMatmulPreference_t preference = NULL;
-  cublasLtMatmulHeuristicResult_t found;
+  cublasLtMatmulHeuristicResult_t found[COMBA_CUDA_PRODUCT_RANKS];
   int count = 0;
   const size_t limit = WORKSPACE;
   if (cublasLtMatmulDescCreate(&p->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F) != CUBLAS_STATUS_SUCCESS) return false;
@@ -68,10 +74,11 @@ static bool make(plan *p) {
   for (cublasLtMatmulPreferenceAttributes_t operand : operands)
     cublasLtMatmulPreferenceSetAttribute(preference, operand, &alignment, sizeof alignment);
   const cublasStatus_t status =
-      cublasLtMatmulAlgoGetHeuristic(handle, p->operation, p->b, p->a, p->c, p->c, preference, 1, &found, &count);
+      cublasLtMatmulAlgoGetHeuristic(handle, p->operation, p->b, p->a, p->c, p->c, preference, rank + 1, found, &count);
   cublasLtMatmulPreferenceDestroy(preference);
-  p->algorithm = found.algo;
-  return status == CUBLAS_STATUS_SUCCESS && count == 1;
+  if (status != CUBLAS_STATUS_SUCCESS || !count) return false;
+  p->chosen = found[rank < count ? rank : count - 1];
+  return true;
 }
 
 static plan *find(const comba_cuda_product *product, comba_cuda_type type, bool float_c) {
@@ -128,12 +135,40 @@ void comba_cuda_multiply(const comba_cuda_product *product, comba_cuda_type type
     comba_cuda_note(cudaErrorNotSupported, "cuBLASLt has no algorithm for a product");
     return;
   }
+  last = p;
   const float alpha = product->scale ? product->scale : 1, beta = product->accumulate ? 1 : 0;
   if (p->has_bias)
     cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &product->bias,
                                    sizeof product->bias);
   const cublasStatus_t status =
       cublasLtMatmul(handle, p->operation, &alpha, product->b, p->b, product->a, p->a, &beta, product->c, p->c,
-                     product->c, p->c, &p->algorithm, workspace, WORKSPACE, comba_cuda_stream());
+                     product->c, p->c, &p->chosen.algo, workspace, WORKSPACE, comba_cuda_stream());
   if (status != CUBLAS_STATUS_SUCCESS) comba_cuda_note(cudaErrorUnknown, "a product by cuBLASLt");
+}
+
+/* ---- For measurements ----------------------------------------------------------------------------------------------- */
+
+void comba_cuda_rank_products(int wanted) {
+  rank = wanted;
+  planned = 0;
+  last = NULL;
+}
+
+const char *comba_cuda_last_product() {
+  static char text[160];
+  if (!last) return "none";
+  uint32_t tile = 0, stages = 0, split = 0, reduction = 0;
+  uint16_t cluster = 0;
+  const cublasLtMatmulAlgo_t *algorithm = &last->chosen.algo;
+  size_t size;
+  cublasLtMatmulAlgoConfigGetAttribute(algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID, &tile, sizeof tile, &size);
+  cublasLtMatmulAlgoConfigGetAttribute(algorithm, CUBLASLT_ALGO_CONFIG_STAGES_ID, &stages, sizeof stages, &size);
+  cublasLtMatmulAlgoConfigGetAttribute(algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &split, sizeof split, &size);
+  cublasLtMatmulAlgoConfigGetAttribute(algorithm, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &reduction, sizeof reduction,
+                                       &size);
+  cublasLtMatmulAlgoConfigGetAttribute(algorithm, CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID, &cluster, sizeof cluster,
+                                       &size);
+  snprintf(text, sizeof text, "tile %u, stages %u, cluster %u, split %u by %u, %.2f waves, workspace %.1f MiB", tile,
+           stages, cluster, split, reduction, last->chosen.wavesCount, (double)last->chosen.workspaceSize / (1 << 20));
+  return text;
 }

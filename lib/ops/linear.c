@@ -68,9 +68,14 @@ static const comba_case cases[] = {
     {.name = "bias", .input = {{COMBA_SHAPE(2, 33, 24)}, {COMBA_SHAPE(40, 24)}, {COMBA_SHAPE(40)}}},
     {.name = "no bias, one row", .input = {{COMBA_SHAPE(1, 7)}, {COMBA_SHAPE(3, 7)}}},
     {.name = "rank 4, more than one tile", .input = {{COMBA_SHAPE(2, 65, 3, 70)}, {COMBA_SHAPE(300, 70)}}},
+    {.name = "three rows", .input = {{COMBA_SHAPE(3, 520)}, {COMBA_SHAPE(35, 520)}, {COMBA_SHAPE(35)}}},
+    {.name = "three columns", .input = {{COMBA_SHAPE(2, 130, 72)}, {COMBA_SHAPE(3, 72)}, {COMBA_SHAPE(3)}}},
+    {.name = "seven columns, 300 rows", .input = {{COMBA_SHAPE(300, 264)}, {COMBA_SHAPE(7, 264)}}},
     {.name = "2048 x 1024 x 1024",
      .benchmark = true,
      .input = {{COMBA_SHAPE(2, 1024, 1024)}, {COMBA_SHAPE(1024, 1024)}}},
+    {.name = "4 rows, 1024 to 2816", .benchmark = true, .input = {{COMBA_SHAPE(4, 1024)}, {COMBA_SHAPE(2816, 1024)}}},
+    {.name = "16384 rows, 1024 to 4", .benchmark = true, .input = {{COMBA_SHAPE(16384, 1024)}, {COMBA_SHAPE(4, 1024)}}},
     {0}};
 
 const comba_op COMBA_VARIANT(comba_op_linear) = {

@@ -1,18 +1,36 @@
 /* y (..., n) = x (..., m) weight (n, m)^T + bias (n);  dx = dy weight;  dweight += dy^T x;  dbias += column sums of dy */
-#include "core/cuda_kernel.h"
+#include "ops/cuda_thin.h"
 
 enum { X, WEIGHT, BIAS };
 enum { ROWS = 64 }; /* of dy that one thread adds up before the partial sums meet */
 
 static comba_status infer(comba_signature *s) {
   const comba_shape *x = &s->input[X];
-  const int64_t rows = comba_shape_elements(x) / x->size[x->rank - 1];
-  s->backward_workspace = s->input[BIAS].rank ? (rows + ROWS - 1) / ROWS * s->input[WEIGHT].size[0] : 0;
+  const int64_t n = s->input[WEIGHT].size[0], m = s->input[WEIGHT].size[1], rows = comba_shape_elements(x) / m;
+  const int64_t for_bias = s->input[BIAS].rank ? (rows + ROWS - 1) / ROWS * n : 0;
+  const int64_t for_weight = n <= THIN_COLUMNS ? thin_parts(rows) * n * m : 0;
+  s->backward_workspace = for_bias > for_weight ? for_bias : for_weight;
   return COMBA_OK;
+}
+
+template <class T> static thin_product<T> thin(const comba_call *call) {
+  const int64_t n = call->input[WEIGHT].shape.size[0], m = call->input[WEIGHT].shape.size[1];
+  return {(const T *)call->input[X].data,
+          comba_cuda_weight<T>(call->input[WEIGHT].data),
+          call->input[BIAS].data ? comba_cuda_weight<T>(call->input[BIAS].data) : NULL,
+          comba_shape_elements(&call->input[X].shape) / m,
+          (int)n,
+          (int)m};
 }
 
 template <class T> static void forward(const comba_call *call) {
   const int64_t n = call->input[WEIGHT].shape.size[0], m = call->input[WEIGHT].shape.size[1];
+  const thin_product<T> narrow = thin<T>(call);
+  if (thin_aligned<T>(narrow.x, narrow.weight, m)) {
+    T *y = (T *)call->output[0].data;
+    if (narrow.rows <= THIN_ROWS) return thin_multiply_rows(narrow, y);
+    if (thin_columns<T>(n, m)) return thin_multiply_columns(narrow, y);
+  }
   comba_cuda_product product = {};
   product.transpose_b = true;
   product.m = comba_shape_elements(&call->input[X].shape) / m;
@@ -31,7 +49,13 @@ template <class T> static void backward(const comba_call *call) {
   const int64_t n = call->input[WEIGHT].shape.size[0], m = call->input[WEIGHT].shape.size[1];
   const int64_t rows = comba_shape_elements(&call->input[X].shape) / m;
   const T *dy = (const T *)call->output_gradient[0].data;
-  if (call->input_gradient[X].data) {
+  const thin_product<T> narrow = thin<T>(call);
+  const bool few = thin_columns<T>(n, m) && thin_aligned<T>(narrow.x, narrow.weight, m);
+  T *dx = (T *)call->input_gradient[X].data;
+  float *dweight = (float *)call->input_gradient[WEIGHT].data;
+  if (dx && few && comba_cuda_aligned(dx, 16)) {
+    thin_input_gradient(narrow, dy, call->accumulate[X], dx);
+  } else if (dx) {
     comba_cuda_product product = {};
     product.m = rows;
     product.n = m;
@@ -40,11 +64,13 @@ template <class T> static void backward(const comba_call *call) {
     product.ldb = product.ldc = m;
     product.a = dy;
     product.b = comba_cuda_weight<T>(call->input[WEIGHT].data);
-    product.c = call->input_gradient[X].data;
+    product.c = dx;
     product.accumulate = call->accumulate[X];
     comba_cuda_multiply(&product, comba_cuda_type_of<T>(), sizeof(T) == sizeof(float));
   }
-  if (call->input_gradient[WEIGHT].data) {
+  if (dweight && few) {
+    thin_weight_gradient(narrow, dy, (float *)call->workspace, call->accumulate[WEIGHT], dweight);
+  } else if (dweight) {
     comba_cuda_product product = {};
     product.transpose_a = true;
     product.m = n;
@@ -54,7 +80,7 @@ template <class T> static void backward(const comba_call *call) {
     product.ldb = product.ldc = m;
     product.a = dy;
     product.b = call->input[X].data;
-    product.c = call->input_gradient[WEIGHT].data;
+    product.c = dweight;
     product.accumulate = call->accumulate[WEIGHT];
     comba_cuda_multiply(&product, comba_cuda_type_of<T>(), true);
   }
