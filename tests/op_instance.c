@@ -103,6 +103,7 @@ comba_status op_instance_create(op_instance *instance, const comba_op *op, size_
   signature->op = op->name;
   signature->attributes = instance->attributes;
   signature->inputs = op->inputs;
+  signature->differentiable = op->backward;
   for (int i = 0; i < op->inputs; i++) signature->input[i] = shape[i];
   const comba_status status = op->infer(signature);
   if (status != COMBA_OK) {

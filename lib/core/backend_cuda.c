@@ -23,17 +23,26 @@ static const comba_op *tables[COMBA_CUDA_TYPES][COMBA_OP_COUNT];
 static comba_backend backends[COMBA_CUDA_TYPES];
 
 /* The CPU's infer, then what differs here: the memory that the kernels need. */
+static comba_status infer(comba_op_id id, comba_cuda_type type, comba_signature *signature) {
+  comba_status status = comba_op_table_baseline[id]->infer(signature);
+  if (status == COMBA_OK && kernels[id]->infer) status = kernels[id]->infer(signature);
+  if (status == COMBA_OK && type == COMBA_CUDA_BFLOAT16 && kernels[id]->infer_narrow)
+    status = kernels[id]->infer_narrow(signature);
+  return status;
+}
+
 #define COMBA_LIST_OP(name)                                                                                            \
   static comba_status infer_##name(comba_signature *signature) {                                                       \
-    const comba_status status = comba_op_table_baseline[COMBA_OP_##name]->infer(signature);                            \
-    if (status != COMBA_OK || !kernels[COMBA_OP_##name]->infer) return status;                                         \
-    return kernels[COMBA_OP_##name]->infer(signature);                                                                 \
+    return infer(COMBA_OP_##name, COMBA_CUDA_FLOAT32, signature);                                                      \
+  }                                                                                                                    \
+  static comba_status narrow_##name(comba_signature *signature) {                                                      \
+    return infer(COMBA_OP_##name, COMBA_CUDA_BFLOAT16, signature);                                                     \
   }
 #include "ops/list.h"
 #undef COMBA_LIST_OP
 
-static comba_status (*const infers[COMBA_OP_COUNT])(comba_signature *) = {
-#define COMBA_LIST_OP(name) infer_##name,
+static comba_status (*const infers[COMBA_OP_COUNT][COMBA_CUDA_TYPES])(comba_signature *) = {
+#define COMBA_LIST_OP(name) [COMBA_OP_##name] = {infer_##name, narrow_##name},
 #include "ops/list.h"
 #undef COMBA_LIST_OP
 };
@@ -43,7 +52,7 @@ static void fill(comba_cuda_type type, const comba_device_memory *memory, const 
   for (int id = 0; id < COMBA_OP_COUNT; id++) {
     comba_op *row = &rows[type][id];
     *row = *comba_op_table_baseline[id];
-    row->infer = infers[id];
+    row->infer = infers[id][type];
     row->forward = kernels[id]->forward[type];
     if (row->backward) row->backward = kernels[id]->backward[type];
     row->backward_inputs |= kernels[id]->backward_inputs;

@@ -21,7 +21,8 @@ typedef struct comba_cuda_op {
   void (*backward[COMBA_CUDA_TYPES])(const comba_call *call);
   /* NULL, or called after the row's own: saved tensors and workspaces where they differ. */
   comba_status (*infer)(comba_signature *signature);
-  uint32_t backward_inputs; /* that backward reads besides those which the CPU's does */
+  uint32_t backward_inputs;                                 /* that backward reads besides those which the CPU's does */
+  comba_status (*infer_narrow)(comba_signature *signature); /* NULL, or called last, in bfloat16 alone */
 } comba_cuda_op;
 
 /* Makes the first GPU ready for the calling process; once. */
@@ -30,6 +31,8 @@ comba_status comba_cuda_open(void);
 const char *comba_cuda_name(void);
 /* Of matrix products, allocated when the GPU is opened. */
 enum { COMBA_CUDA_PRODUCTS_BYTES = 128 << 20 };
+/* What computes softmax attention in bfloat16: "cuDNN 9.19.0 where it has a plan, else the library's". */
+const char *comba_cuda_attention_kernel(void);
 extern const comba_device_memory comba_cuda_device_memory[COMBA_CUDA_TYPES];
 /* Records what `run` queues and replays it; the recording belongs to the caller. */
 comba_status comba_cuda_record(void **recording, void (*run)(void *context), void *context);

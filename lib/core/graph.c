@@ -185,6 +185,7 @@ comba_tensor *comba_graph_append(comba_graph *graph, comba_op_id id, const void 
       return NULL;
     }
   }
+  s->differentiable = differentiable && graph->flags & COMBA_GRAPH_BACKWARD;
   const comba_status status = op->infer(s);
   if (status != COMBA_OK) {
     comba_graph_fail(graph, status);

@@ -48,6 +48,7 @@ typedef struct comba_signature {
   const void *attributes;
   int inputs;
   comba_shape input[COMBA_MAX_INPUTS];
+  bool differentiable; /* backward may be called */
   /* filled in by `infer` */
   int outputs;
   comba_shape output[COMBA_MAX_OUTPUTS];

@@ -6,15 +6,19 @@
  * queries for dk and dv. So each sum belongs to one thread. Channels are padded to 32, 64, 128 or 256; beyond 128 a block
  * computes 128 channels of its results, and another the rest, so that they fit in registers.
  *
- * Powers are of two: scores are scaled by log2(e) as well. */
+ * Powers are of two: scores are scaled by log2(e) as well.
+ *
+ * In bfloat16 cuDNN computes what it has a plan for (attention_cudnn.cu), to the same saved tensor. */
 #include <type_traits>
 
 #include "ops/cuda_sequences.h"
+#include "scan/attention_cudnn.h"
 #include "scan/cuda_tile.h"
 
 enum { Q, KEY, VALUE, CU_SEQLENS };
-enum { LSE }; /* saved: log2 sum_j 2^score (B,T,H) */
+enum { LSE }; /* saved: ln sum_j e^score (B,T,H) */
 enum { D_MAX = 256, PART = 128 };
+static constexpr float LOG2_E = 1.44269504f;
 
 /* Rows and columns of the tiles for D channels: what fits in 99 KiB of shared memory. */
 template <class T, int D> struct tiles {
@@ -64,7 +68,7 @@ template <class T> static problem<T> problem_of(const comba_call *call) {
   p.key_stride = k->size[2] * p.D;
   const double scale = attributes->scale != 0 ? attributes->scale : 1 / sqrt((double)p.D);
   p.scale = (float)scale;
-  p.power_scale = (float)(scale * 1.4426950408889634);
+  p.power_scale = (float)(scale * M_LOG2E);
   p.causal = attributes->causal;
   p.window = attributes->window < p.sequences.length ? attributes->window : 0;
   p.q = (const T *)call->input[Q].data;
@@ -182,7 +186,8 @@ template <class T, int D> static __global__ void __launch_bounds__(tiles<T, D>::
     const int64_t token = at.token + first_row + row, channel = first_channel + column;
     if (token >= at.length || channel >= p.D) return;
     store(p.o + (at.start + token) * p.stride + head * p.D + channel, o[n][i] / sum[i / 2]);
-    if (p.lse && channel == 0) p.lse[(at.start + token) * p.heads + head] = largest[i / 2] + log2f(sum[i / 2]);
+    if (p.lse && channel == 0)
+      p.lse[(at.start + token) * p.heads + head] = (largest[i / 2] + log2f(sum[i / 2])) / LOG2_E;
   });
 }
 
@@ -208,7 +213,7 @@ static __global__ void __launch_bounds__(tiles<T, D>::threads) find_query_gradie
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     const int64_t token = min(at.token + first_row + threadIdx.x % 32 / 4 + half * 8, at.length - 1);
-    lse[half] = p.lse[(at.start + token) * p.heads + head];
+    lse[half] = p.lse[(at.start + token) * p.heads + head] * LOG2_E;
     delta[half] = p.delta[(at.start + token) * p.heads + head];
   }
 
@@ -271,7 +276,7 @@ static __global__ void __launch_bounds__(tiles<T, D>::threads) find_key_gradient
                                p.aligned);
       if (threadIdx.x < t::columns) {
         const int64_t row = (at.start + min(token + threadIdx.x, at.length - 1)) * p.heads + head;
-        lse[threadIdx.x] = p.lse[row];
+        lse[threadIdx.x] = p.lse[row] * LOG2_E;
         delta[threadIdx.x] = p.delta[row];
       }
       __syncthreads();
@@ -312,6 +317,45 @@ static comba_status infer(comba_signature *s) {
   return COMBA_OK;
 }
 
+/* Whole sequences of equal length, and no window: what cuDNN is asked for. */
+static bool plain(const void *opaque, const comba_shape *q, const comba_shape *k, bool packed, attention_shape *shape) {
+  const comba_attention_attributes *attributes = (const comba_attention_attributes *)opaque;
+  const int64_t length = q->size[1], D = q->size[3];
+  if (packed || (attributes->window && attributes->window < length)) return false;
+  *shape = {q->size[0],        length, q->size[2], k->size[2], D, attributes->scale != 0 ? (float)attributes->scale : 0,
+            attributes->causal};
+  if (shape->scale == 0) shape->scale = (float)(1 / sqrt((double)D));
+  return true;
+}
+
+static comba_status infer_narrow(comba_signature *s) {
+  attention_shape shape;
+  if (!plain(s->attributes, &s->input[Q], &s->input[KEY], s->input[CU_SEQLENS].rank, &shape)) return COMBA_OK;
+  const int64_t forward = attention_cudnn_workspace(&shape, ATTENTION_FORWARD);
+  const int64_t backward = s->differentiable ? attention_cudnn_workspace(&shape, ATTENTION_BACKWARD) : -1;
+  const int64_t size = sizeof(float);
+  if (forward > 0) s->forward_workspace = (forward + size - 1) / size;
+  if (backward > 0) s->backward_workspace = max(s->backward_workspace, (backward + size - 1) / size);
+  return COMBA_OK;
+}
+
+/* Whether cuDNN has queued the pass. */
+static bool by_cudnn(const comba_call *call, attention_pass pass) {
+  attention_shape shape;
+  const attention_operands operands = {call->input[Q].data,
+                                       call->input[KEY].data,
+                                       call->input[VALUE].data,
+                                       call->output_gradient[0].data,
+                                       call->output[0].data,
+                                       call->input_gradient[Q].data,
+                                       call->input_gradient[KEY].data,
+                                       call->input_gradient[VALUE].data,
+                                       (float *)call->saved[LSE].data};
+  return plain(call->attributes, &call->input[Q].shape, &call->input[KEY].shape, call->input[CU_SEQLENS].data,
+               &shape) &&
+         attention_cudnn_run(&shape, pass, &operands, call->workspace);
+}
+
 /* run(a constant): the number of channels that D is padded to */
 template <class F> static void with_width(int64_t D, F run) {
   if (D <= 32)
@@ -336,6 +380,7 @@ static void launch(void (*kernel)(problem<T>), const problem<T> &p, int64_t head
 }
 
 template <class T> static void forward(const comba_call *call) {
+  if (std::is_same<T, bfloat16>() && by_cudnn(call, ATTENTION_FORWARD)) return;
   const problem<T> p = problem_of<T>(call);
   with_width(p.D, [&](auto width) {
     constexpr int D = decltype(width)::value;
@@ -345,6 +390,9 @@ template <class T> static void forward(const comba_call *call) {
 
 template <class T> static void backward(const comba_call *call) {
   if (comba_cuda_gradient_absent<T>(call, CU_SEQLENS, 0)) return;
+  const bool overwrites = call->input_gradient[Q].data && !call->accumulate[Q] && call->input_gradient[KEY].data &&
+                          !call->accumulate[KEY] && call->input_gradient[VALUE].data && !call->accumulate[VALUE];
+  if (std::is_same<T, bfloat16>() && overwrites && by_cudnn(call, ATTENTION_BACKWARD)) return;
   problem<T> p = problem_of<T>(call);
   p.dq = (T *)call->input_gradient[Q].data;
   p.dk = (T *)call->input_gradient[KEY].data;
@@ -364,4 +412,4 @@ template <class T> static void backward(const comba_call *call) {
   });
 }
 
-COMBA_CUDA_ROW(attention, infer);
+COMBA_CUDA_ROW(attention, infer, 0, infer_narrow);
