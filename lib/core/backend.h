@@ -20,7 +20,8 @@ typedef struct comba_backend {
   const comba_op *const *op;         /* indexed by comba_op_id */
   size_t size[COMBA_INDEX + 1];      /* bytes of one element, by class */
   const comba_device_memory *memory; /* of operands */
-  size_t products_bytes;             /* scratch of matrix products, once for all graphs */
+  const char *products;  /* what computes them, and attention if another: for reading; NULL: core/gemm.h's */
+  size_t products_bytes; /* scratch of matrix products, once for all graphs */
   /* NULL, or how kernels that are always queued in the same order are queued once and replayed. */
   comba_status (*record)(void **recording, void (*run)(void *context), void *context);
   void (*replay)(void *recording);

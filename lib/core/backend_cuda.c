@@ -47,6 +47,13 @@ static comba_status (*const infers[COMBA_OP_COUNT][COMBA_CUDA_TYPES])(comba_sign
 #undef COMBA_LIST_OP
 };
 
+static const char *products(comba_cuda_type type) {
+  static char text[160];
+  if (type == COMBA_CUDA_FLOAT32) return "cuBLASLt";
+  snprintf(text, sizeof text, "cuBLASLt; softmax attention by %s", comba_cuda_attention_kernel());
+  return text;
+}
+
 static void fill(comba_cuda_type type, const comba_device_memory *memory, const char *device, comba_backend *backend,
                  char name[NAME]) {
   for (int id = 0; id < COMBA_OP_COUNT; id++) {
@@ -65,6 +72,7 @@ static void fill(comba_cuda_type type, const comba_device_memory *memory, const 
       .op = tables[type],
       .size = {activation, sizeof(float), sizeof(float), sizeof(float), sizeof(int32_t)},
       .memory = memory,
+      .products = products(type),
       .products_bytes = COMBA_CUDA_PRODUCTS_BYTES,
       .record = comba_cuda_record,
       .replay = comba_cuda_replay,

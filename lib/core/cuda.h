@@ -31,7 +31,7 @@ comba_status comba_cuda_open(void);
 const char *comba_cuda_name(void);
 /* Of matrix products, allocated when the GPU is opened. */
 enum { COMBA_CUDA_PRODUCTS_BYTES = 128 << 20 };
-/* What computes softmax attention in bfloat16: "cuDNN 9.19.0 where it has a plan, else the library's". */
+/* What computes softmax attention in bfloat16: "cuDNN 9.19.0 where it has a plan, else comba". */
 const char *comba_cuda_attention_kernel(void);
 extern const comba_device_memory comba_cuda_device_memory[COMBA_CUDA_TYPES];
 /* Records what `run` queues and replays it; the recording belongs to the caller. */

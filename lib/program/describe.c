@@ -110,6 +110,10 @@ static void print_needs(const comba_model *model, const needs *n) {
   putchar('\n');
 }
 
+static const char *products(const comba_model *model) {
+  return model->backend->products ? model->backend->products : comba_gemm_library();
+}
+
 comba_status comba_describe_model(comba_model *model, int64_t batch, int64_t length, bool json) {
   const comba_config *config = model->config;
   const bool vision = config->kind == COMBA_KIND_VISION;
@@ -129,7 +133,7 @@ comba_status comba_describe_model(comba_model *model, int64_t batch, int64_t len
                                cost->forward_flops, "backward_flops", cost->backward_flops, "recomputed_flops",
                                cost->again_flops, "arena_bytes", (json_int_t)cost->arena_bytes, "unshared_bytes",
                                (json_int_t)cost->unshared_bytes, "state_bytes", state, "state_grows", grows, "backend",
-                               model->backend->name, "products", comba_gemm_library(), "threads", comba_threads());
+                               model->backend->name, "products", products(model), "threads", comba_threads());
     json_t *needed = needs_json(model, &n);
     if (object && needed) json_object_update(object, needed);
     json_decref(needed);
@@ -153,7 +157,7 @@ comba_status comba_describe_model(comba_model *model, int64_t batch, int64_t len
   if (cost->again_flops > 0) printf(", %.3g GFLOP computed again", cost->again_flops / 1e9);
   printf("\n");
   print_needs(model, &n);
-  printf("backend      %s; products by %s; %d threads\n", model->backend->name, comba_gemm_library(), comba_threads());
+  printf("backend      %s; products by %s; %d threads\n", model->backend->name, products(model), comba_threads());
   printf("config\n%s\n", model->config_text);
   return COMBA_OK;
 }

@@ -405,7 +405,7 @@ bool attention_cudnn_run(const attention_shape *shape, attention_pass pass, cons
 const char *comba_cuda_attention_kernel(void) {
   static char text[80];
   const size_t version = cudnnGetVersion();
-  snprintf(text, sizeof text, "cuDNN %zu.%zu.%zu where it has a plan, else the library's", version / 10000,
+  snprintf(text, sizeof text, "cuDNN %zu.%zu.%zu where it has a plan, else comba", version / 10000,
            version / 100 % 100, version % 100);
   return text;
 }
@@ -421,7 +421,7 @@ bool attention_cudnn_run(const attention_shape *, attention_pass, const attentio
 }
 
 const char *comba_cuda_attention_kernel(void) {
-  return "the library's (built without cuDNN)";
+  return "comba";
 }
 
 #endif
