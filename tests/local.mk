@@ -131,8 +131,6 @@ if CUDA
 check_PROGRAMS += tests/product-bench
 tests_product_bench_SOURCES = tests/product_bench.c tests/op_perf.c tests/op_perf.h
 tests_product_bench_LDADD = tests/libtesting.la
-else
-EXTRA_DIST += tests/product_bench.c
 endif
 
 check_PROGRAMS += tests/step-bench
