@@ -1,10 +1,30 @@
 /* y (..., n) = x (..., m) weight (n, m)^T + bias (n)
- * dx = dy weight;  dweight += dy^T x;  dbias += column sums of dy */
+ * dx = dy weight;  dweight += dy^T x;  dbias += column sums of dy
+ *
+ * Where the processor has vectors and weight stays in a core's own cache, y and dx come from the products of chunks, a few rows
+ * at a time: a general product would copy the weight for every tile. */
 #include "core/gemm.h"
 #include "core/op.h"
 #include "core/parallel.h"
+#include "core/vector.h"
+#include "scan/chunk_product.h"
 
 enum { X, WEIGHT, BIAS };
+enum { ROWS = 64, UNIT = 16, DEPTH_MOST = 512, WEIGHT_MOST = 1 << 17 };
+
+/* Whether (count, depth) times (depth, width) passes ROWS rows at a time. */
+static bool by_rows(int64_t count, int64_t depth, int64_t width) {
+  return COMBA_VECTORS && count >= ROWS && width % UNIT == 0 && depth <= DEPTH_MOST && width <= WEIGHT_MOST / depth;
+}
+
+/* to (count, width) = from (count, depth) weight (depth, width) + beta to */
+static void multiply_rows(int64_t count, int64_t depth, int64_t width, const real *from, const real *weight, real beta,
+                          real *to) {
+#pragma omp parallel for
+  for (int64_t row = 0; row < count; row += ROWS)
+    chunk_product('N', 'N', count - row < ROWS ? count - row : ROWS, width, depth, 1, from + row * depth, depth, weight,
+                  width, beta, to + row * width, width);
+}
 
 static int64_t rows(const comba_shape *shape) {
   return comba_shape_elements(shape) / shape->size[shape->rank - 1];
@@ -20,6 +40,7 @@ static comba_status infer(comba_signature *s) {
   s->outputs = 1;
   s->output[0] = *x;
   s->output[0].size[x->rank - 1] = n;
+  s->forward_workspace = by_rows(rows(x), m, n) ? m * n : 0;
   s->backward_workspace = bias->rank ? COMBA_BLOCKS * n : 0;
   s->forward_flops = 2.0 * (double)rows(x) * (double)m * (double)n;
   s->backward_flops = 2 * s->forward_flops;
@@ -35,7 +56,12 @@ static void forward(const comba_call *call) {
 #pragma omp parallel for
     for (int64_t row = 0; row < count; row++) memcpy(y + row * n, bias, (size_t)n * sizeof(real));
   }
-  comba_gemm('N', 'T', count, n, m, 1, call->input[X].data, m, call->input[WEIGHT].data, m, bias ? 1 : 0, y, n);
+  if (by_rows(count, m, n)) {
+    chunk_transpose(n, m, call->input[WEIGHT].data, m, call->workspace, n);
+    multiply_rows(count, m, n, call->input[X].data, call->workspace, bias ? 1 : 0, y);
+  } else {
+    comba_gemm('N', 'T', count, n, m, 1, call->input[X].data, m, call->input[WEIGHT].data, m, bias ? 1 : 0, y, n);
+  }
 }
 
 static void backward(const comba_call *call) {
@@ -44,7 +70,11 @@ static void backward(const comba_call *call) {
   const real *dy = call->output_gradient[0].data;
   real *dx = call->input_gradient[X].data, *dweight = call->input_gradient[WEIGHT].data;
   real *dbias = call->input_gradient[BIAS].data;
-  if (dx) comba_gemm('N', 'N', count, m, n, 1, dy, n, call->input[WEIGHT].data, m, call->accumulate[X] ? 1 : 0, dx, m);
+  const real keep = call->accumulate[X] ? 1 : 0;
+  if (dx && by_rows(count, n, m))
+    multiply_rows(count, n, m, dy, call->input[WEIGHT].data, keep, dx);
+  else if (dx)
+    comba_gemm('N', 'N', count, m, n, 1, dy, n, call->input[WEIGHT].data, m, keep, dx, m);
   if (dweight)
     comba_gemm('T', 'N', n, m, count, 1, dy, n, call->input[X].data, m, call->accumulate[WEIGHT] ? 1 : 0, dweight, m);
   if (dbias) {
@@ -71,6 +101,9 @@ static const comba_case cases[] = {
     {.name = "three rows", .input = {{COMBA_SHAPE(3, 520)}, {COMBA_SHAPE(35, 520)}, {COMBA_SHAPE(35)}}},
     {.name = "three columns", .input = {{COMBA_SHAPE(2, 130, 72)}, {COMBA_SHAPE(3, 72)}, {COMBA_SHAPE(3)}}},
     {.name = "seven columns, 300 rows", .input = {{COMBA_SHAPE(300, 264)}, {COMBA_SHAPE(7, 264)}}},
+    {.name = "a few rows at a time", .input = {{COMBA_SHAPE(3, 43, 48)}, {COMBA_SHAPE(80, 48)}, {COMBA_SHAPE(80)}}},
+    {.name = "4096 x 256 x 256", .benchmark = true, .input = {{COMBA_SHAPE(64, 64, 256)}, {COMBA_SHAPE(256, 256)}}},
+    {.name = "3136 x 96 x 192", .benchmark = true, .input = {{COMBA_SHAPE(64, 49, 192)}, {COMBA_SHAPE(96, 192)}}},
     {.name = "2048 x 1024 x 1024",
      .benchmark = true,
      .input = {{COMBA_SHAPE(2, 1024, 1024)}, {COMBA_SHAPE(1024, 1024)}}},
