@@ -112,8 +112,9 @@ train() {
   mkdir -p "$3"
   echo "$config" >"$3/config.json"
   # a field without effect would make another row of it: the warning counts as a refusal
+  precision=$(printf %s "$arguments" | sed -n 's/.*\(--precision [a-z0-9]*\).*/\1/p') # the device's name has it
   # shellcheck disable=SC2086 # an option and its value, or nothing
-  if ! "$2" info $on --config "$3/config.json" --json >"$3/info.json" 2>"$3/messages" || [ -s "$3/messages" ]; then
+  if ! "$2" info $on $precision --config "$3/config.json" --json >"$3/info.json" 2>"$3/messages" || [ -s "$3/messages" ]; then
     say "$4: skipped: $(head -n 1 "$3/messages")"
     return 1
   fi
