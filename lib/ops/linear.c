@@ -11,6 +11,7 @@
 
 enum { X, WEIGHT, BIAS };
 enum { ROWS = 64, UNIT = 16, DEPTH_MOST = 512, WEIGHT_MOST = 1 << 17 };
+enum { SUM_ROWS = 512, SUM_BLOCKS = 8 }; /* of dweight: the least rows of a block, the most blocks */
 
 /* Whether (count, depth) times (depth, width) passes ROWS rows at a time. */
 static bool by_rows(int64_t count, int64_t depth, int64_t width) {
@@ -24,6 +25,32 @@ static void multiply_rows(int64_t count, int64_t depth, int64_t width, const rea
   for (int64_t row = 0; row < count; row += ROWS)
     chunk_product('N', 'N', count - row < ROWS ? count - row : ROWS, width, depth, 1, from + row * depth, depth, weight,
                   width, beta, to + row * width, width);
+}
+
+/* Blocks of rows that are added up beside each other for dweight (n, m); 1 where the general product cuts the weight itself into
+ * tiles. A small weight cut so would leave tiles too small for the best rate. */
+static int64_t sum_blocks(int64_t count, int64_t n, int64_t m) {
+  const int64_t blocks = count / SUM_ROWS;
+  if (n < ROWS || m < ROWS || m > WEIGHT_MOST / n || blocks < 1) return 1;
+  return blocks > SUM_BLOCKS ? SUM_BLOCKS : blocks;
+}
+
+/* dweight (n, m) = or += dy^T x: the first block there, the others in partial (blocks - 1, n, m), added in order */
+static void sum_rows(int64_t count, int64_t n, int64_t m, const real *dy, const real *x, bool accumulate, real *partial,
+                     real *dweight) {
+  const int64_t blocks = sum_blocks(count, n, m);
+#pragma omp parallel for
+  for (int64_t block = 0; block < blocks; block++) {
+    const int64_t row = comba_block_start(count, blocks, block), end = comba_block_start(count, blocks, block + 1);
+    comba_gemm_serial('T', 'N', n, m, end - row, 1, dy + row * n, n, x + row * m, m, !block && accumulate ? 1 : 0,
+                      block ? partial + (block - 1) * n * m : dweight, m);
+  }
+#pragma omp parallel for
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t block = 1; block < blocks; block++) {
+      const real *from = partial + ((block - 1) * n + i) * m;
+      for (int64_t j = 0; j < m; j++) dweight[i * m + j] += from[j];
+    }
 }
 
 static int64_t rows(const comba_shape *shape) {
@@ -41,7 +68,8 @@ static comba_status infer(comba_signature *s) {
   s->output[0] = *x;
   s->output[0].size[x->rank - 1] = n;
   s->forward_workspace = by_rows(rows(x), m, n) ? m * n : 0;
-  s->backward_workspace = bias->rank ? COMBA_BLOCKS * n : 0;
+  const int64_t for_bias = bias->rank ? COMBA_BLOCKS * n : 0, for_weight = (sum_blocks(rows(x), n, m) - 1) * n * m;
+  s->backward_workspace = for_bias > for_weight ? for_bias : for_weight;
   s->forward_flops = 2.0 * (double)rows(x) * (double)m * (double)n;
   s->backward_flops = 2 * s->forward_flops;
   return COMBA_OK;
@@ -75,7 +103,9 @@ static void backward(const comba_call *call) {
     multiply_rows(count, n, m, dy, call->input[WEIGHT].data, keep, dx);
   else if (dx)
     comba_gemm('N', 'N', count, m, n, 1, dy, n, call->input[WEIGHT].data, m, keep, dx, m);
-  if (dweight)
+  if (dweight && sum_blocks(count, n, m) > 1)
+    sum_rows(count, n, m, dy, call->input[X].data, call->accumulate[WEIGHT], call->workspace, dweight);
+  else if (dweight)
     comba_gemm('T', 'N', n, m, count, 1, dy, n, call->input[X].data, m, call->accumulate[WEIGHT] ? 1 : 0, dweight, m);
   if (dbias) {
     const int64_t blocks = comba_blocks(count, 64);
@@ -102,6 +132,8 @@ static const comba_case cases[] = {
     {.name = "three columns", .input = {{COMBA_SHAPE(2, 130, 72)}, {COMBA_SHAPE(3, 72)}, {COMBA_SHAPE(3)}}},
     {.name = "seven columns, 300 rows", .input = {{COMBA_SHAPE(300, 264)}, {COMBA_SHAPE(7, 264)}}},
     {.name = "a few rows at a time", .input = {{COMBA_SHAPE(3, 43, 48)}, {COMBA_SHAPE(80, 48)}, {COMBA_SHAPE(80)}}},
+    {.name = "dweight by blocks of rows",
+     .input = {{COMBA_SHAPE(3, 400, 66)}, {COMBA_SHAPE(70, 66)}, {COMBA_SHAPE(70)}}},
     {.name = "4096 x 256 x 256", .benchmark = true, .input = {{COMBA_SHAPE(64, 64, 256)}, {COMBA_SHAPE(256, 256)}}},
     {.name = "3136 x 96 x 192", .benchmark = true, .input = {{COMBA_SHAPE(64, 49, 192)}, {COMBA_SHAPE(96, 192)}}},
     {.name = "2048 x 1024 x 1024",
