@@ -77,7 +77,8 @@ typedef enum comba_precision {
 /* What a training step computes again in its backward pass instead of keeping it from the forward pass. Results are the same
  * bits at every level. */
 typedef enum comba_recompute {
-  COMBA_RECOMPUTE_AUTO = 0, /* the least that fits into memory: comba_options.memory, or what a GPU has free; else NONE */
+  COMBA_RECOMPUTE_AUTO =
+      0, /* the least that fits into memory: comba_options.memory, or what a GPU has free; else NONE */
   COMBA_RECOMPUTE_NONE,
   COMBA_RECOMPUTE_LIGHT, /* results of operators that are bound by memory: norms, activations, convolutions, gates */
   COMBA_RECOMPUTE_BLOCK  /* all of a layer but what the next layer reads: its forward runs again before its backward */

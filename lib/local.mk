@@ -349,7 +349,7 @@ cuda_headers = \
 	lib/ops/cuda_sequences.h \
 	lib/ops/cuda_thin.h \
 	lib/ops/cuda_window.h \
-	lib/scan/attention_cudnn.h \
+	lib/scan/cuda_attention.h \
 	lib/scan/cuda_block.h \
 	lib/scan/cuda_chunks.h \
 	lib/scan/cuda_diagonal.h \

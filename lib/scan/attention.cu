@@ -12,7 +12,7 @@
 #include <type_traits>
 
 #include "ops/cuda_sequences.h"
-#include "scan/attention_cudnn.h"
+#include "scan/cuda_attention.h"
 #include "scan/cuda_tile.h"
 
 enum { Q, KEY, VALUE, CU_SEQLENS };

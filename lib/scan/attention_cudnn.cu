@@ -3,7 +3,7 @@
  * over channels, the weights from the saved ln sum e^score, and the four products.
  *
  * Backward writes ds to its workspace, T^2 a head, and reads it for dq: the other way to sum dq, atomics, gives other bits each time. */
-#include "scan/attention_cudnn.h"
+#include "scan/cuda_attention.h"
 
 #ifdef HAVE_CUDNN
 
@@ -405,8 +405,8 @@ bool attention_cudnn_run(const attention_shape *shape, attention_pass pass, cons
 const char *comba_cuda_attention_kernel(void) {
   static char text[80];
   const size_t version = cudnnGetVersion();
-  snprintf(text, sizeof text, "cuDNN %zu.%zu.%zu where it has a plan, else comba", version / 10000,
-           version / 100 % 100, version % 100);
+  snprintf(text, sizeof text, "cuDNN %zu.%zu.%zu where it has a plan, else comba", version / 10000, version / 100 % 100,
+           version % 100);
   return text;
 }
 

@@ -1,6 +1,6 @@
 /* Softmax attention by cuDNN, for the shapes of which it has a plan. */
-#ifndef COMBA_SCAN_ATTENTION_CUDNN_H
-#define COMBA_SCAN_ATTENTION_CUDNN_H
+#ifndef COMBA_SCAN_CUDA_ATTENTION_H
+#define COMBA_SCAN_CUDA_ATTENTION_H
 
 #include "core/cuda_kernel.h"
 
