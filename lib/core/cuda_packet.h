@@ -5,12 +5,23 @@
 
 #include "core/cuda_kernel.h"
 
+/* Entry i of N values. Of two neighbours in bfloat16 each takes one instruction. */
+template <class T, int N> __device__ inline float entry(const T (&at)[N], int i) {
+  return (float)at[i];
+}
+template <int N> __device__ inline float entry(const bfloat16 (&at)[N], int i) {
+  if (N == 1) return (float)at[i];
+  unsigned two;
+  memcpy(&two, at + i / 2 * 2, sizeof two);
+  return __uint_as_float(i % 2 ? two & 0xffff0000 : two << 16);
+}
+
 /* N values as memory holds them; N is a power of two. Reading one does not wait for it, converting its entries does. */
 template <class T, int N> struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) packet {
   T at[N];
 
   __device__ float operator[](int i) const {
-    return (float)at[i];
+    return entry(at, i);
   }
   __device__ void set(int i, float value) {
     at[i] = (T)value;

@@ -1,8 +1,9 @@
 /* u[t] = bias + sum_j weight[j] x[t - (W-1) + j],  y = f(u), f silu or identity, for each channel; gradients as short_convolution.c
  * has them. Times before the first token of a sequence read the state.
  *
- * Up to MOST_TAPS taps, a thread walks down RUN rows of a few neighbouring channels with the taps and the last W-1 inputs in registers:
- * each x (and dy) is read once, but for the W-1 rows around a run. More taps are rare: there a thread has one row and channel. */
+ * Up to MOST_TAPS taps, a thread walks down a run of rows of a few neighbouring channels with the taps and the last W-1 inputs in
+ * registers: each x (and dy) is read once, but for the W-1 rows around a run. More taps are rare: there a thread has one row and
+ * channel. */
 #include "core/cuda_packet.h"
 #include "ops/cuda_sequences.h"
 
@@ -10,14 +11,17 @@ enum { X, WEIGHT, BIAS, STATE, CU_SEQLENS };
 enum { Y, NEW_STATE };
 enum {
   MOST_TAPS = 4,
-  RUN = 32,          /* rows of a thread */
+  SHORT_RUN = 16,    /* rows of a thread, forward */
+  RUN = 64,          /* and backward, whose sums over rows come at a price */
+  AHEAD = 4,         /* rows that are read at a time, backward */
   RUNS = 4,          /* of a block, side by side; their sums for the gradients of taps and bias meet in shared memory */
   PART = RUN * RUNS, /* rows behind one partial sum */
   LANES = 32,        /* of a block, along the channels */
-  CHANNELS = 4,      /* of a thread, where they come in fours */
+  PACKET = 8,        /* bytes of the neighbouring channels of a thread */
+  BLOCKS = 4,        /* on a processor at a time */
 };
 
-static int64_t parts_of(int64_t rows) {
+static __host__ __device__ int64_t parts_of(int64_t rows) {
   return (rows + PART - 1) / PART;
 }
 
@@ -46,10 +50,13 @@ template <class T> struct problem {
   const T *dy;       /* NULL in a forward pass, and where there is no such gradient */
   const float *dnew; /* of the new state, likewise */
 
-  /* What sequence n, whose rows begin at `start`, has as its input `row`, row >= start - (W-1) */
+  /* The input of sequence n that lies `row` rows from its start, -(W-1) <= row < 0 */
+  __device__ float of_state(int64_t n, int64_t row, int64_t c) const {
+    return state ? state[((n + 1) * (width - 1) + row) * channels + c] : 0;
+  }
+  /* What sequence n, whose rows begin at `start`, has as its input `row` */
   __device__ float source(int64_t n, int64_t start, int64_t row, int64_t c) const {
-    if (row >= start) return load(x + row * channels + c);
-    return state ? state[((n + 1) * (width - 1) + row - start) * channels + c] : 0;
+    return row >= start ? load(x + row * channels + c) : of_state(n, row - start, c);
   }
   __device__ float preactivation(int64_t n, int64_t start, int64_t row, int64_t c) const {
     float u = bias ? bias[c] : 0;
@@ -93,198 +100,309 @@ template <class T> static problem<T> problem_of(const comba_call *call) {
 
 /* ---- Few taps: walks ------------------------------------------------------------------------------------------------- */
 
+/* N values as they come from memory: whole words, which can be on their way while others are worked on; zero where there is none */
+template <class T, int N> struct unread {
+  typedef typename bits_of<(N * sizeof(T) < 16 ? N * sizeof(T) : 16)>::type word;
+  word words[sizeof(packet<T, N>) / sizeof(word)];
+
+  __device__ void load(bool there, const T *p) {
+#pragma unroll
+    for (int i = 0; i < (int)(sizeof words / sizeof(word)); i++) {
+      words[i] = word();
+      if (there) words[i] = ((const word *)p)[i];
+    }
+  }
+  __device__ packet<T, N> read() const {
+    packet<T, N> values;
+    memcpy(&values, words, sizeof values);
+    return values;
+  }
+};
+
+/* Where a thread works: rows [row, end) of N channels from c on. Neighbouring blocks have the channels of the same rows, so that memory
+ * is read row by row. */
+template <int RUN, int N> struct place {
+  int part, block_c, c, row, end;
+
+  __device__ place(int rows, int channels) {
+    const int across = (channels + LANES * N - 1) / (LANES * N);
+    part = (int)blockIdx.x / across;
+    block_c = (int)blockIdx.x % across * LANES * N;
+    row = (part * RUNS + (int)threadIdx.y) * RUN;
+    c = min(block_c + (int)threadIdx.x * N, channels - N);
+    end = block_c + (int)threadIdx.x * N < channels ? min(rows, row + RUN) : row;
+  }
+  static unsigned blocks(int64_t rows, int64_t channels) {
+    return (unsigned)((rows + RUN * RUNS - 1) / (RUN * RUNS) * ((channels + LANES * N - 1) / (LANES * N)));
+  }
+};
+
 /* The taps of N channels from c on, and the inputs that the next row reads besides its own */
-template <int W, int N> struct channels_of {
+template <class T, int W, int N> struct channels_of {
   float weight[W][N], bias[N], past[W][N]; /* past[0] to past[W-2], oldest first */
 
-  template <class T> __device__ channels_of(const problem<T> &p, int64_t c) {
+  __device__ channels_of(const problem<T> &p, int c) {
+    packet<float, N> taps[W]; /* those of a channel are neighbours */
+#pragma unroll
+    for (int j = 0; j < W; j++) taps[j] = load_packet<N>(p.weight + c * W + j * N);
 #pragma unroll
     for (int i = 0; i < N; i++) {
       bias[i] = p.bias ? p.bias[c + i] : 0;
 #pragma unroll
-      for (int j = 0; j < W; j++) weight[j][i] = p.weight[(c + i) * W + j];
+      for (int j = 0; j < W; j++) weight[j][i] = taps[(i * W + j) / N][(i * W + j) % N];
     }
   }
-  template <class T> __device__ void begin(const problem<T> &p, int64_t n, int64_t start, int64_t row, int64_t c) {
+  __device__ void begin(const problem<T> &p, int n, int start, int row, int c) {
+    const int first = row - (W - 1);
+    const int stride = (int)p.channels;
+    unread<T, N> x[W];
+#pragma unroll
+    for (int j = 0; j < W - 1; j++) x[j].load(first + j >= start, p.x + (int64_t)(first + j) * stride + c);
 #pragma unroll
     for (int j = 0; j < W - 1; j++)
 #pragma unroll
-      for (int i = 0; i < N; i++) past[j][i] = p.source(n, start, row - (W - 1) + j, c + i);
-  }
-  /* u of the row whose input is past[W-1] */
-  __device__ float preactivation(int i) const {
-    float u = bias[i];
-#pragma unroll
-    for (int j = 0; j < W; j++) u += weight[j][i] * past[j][i];
-    return u;
-  }
-  __device__ void next() {
+      for (int i = 0; i < N; i++) past[j][i] = x[j].read()[i];
+    if (first >= start || !p.state) return;
 #pragma unroll
     for (int j = 0; j < W - 1; j++)
 #pragma unroll
-      for (int i = 0; i < N; i++) past[j][i] = past[j + 1][i];
+      for (int i = 0; i < N; i++)
+        if (first + j < start) past[j][i] = p.of_state(n, first + j - start, c + i);
+  }
+  /* u (N) of the row with the inputs x */
+  __device__ void take(const unread<T, N> &x, float (&u)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+      past[W - 1][i] = x.read()[i];
+      u[i] = bias[i];
+#pragma unroll
+      for (int j = 0; j < W; j++) u[i] += weight[j][i] * past[j][i];
+    }
   }
 };
+template <int W, int N> static __device__ void next_row(float (&values)[W][N]) {
+#pragma unroll
+  for (int j = 0; j < W - 1; j++)
+#pragma unroll
+    for (int i = 0; i < N; i++) values[j][i] = values[j + 1][i];
+}
 
-/* The thread's rows are [row, end); a walk passes through those of one sequence after another. */
-template <class T, int W, bool SILU, int N> static __global__ void walk(problem<T> p, T *y) {
-  enum { AHEAD = 8 }; /* rows that are read before the first is worked on */
-  const int64_t c = ((int64_t)blockIdx.y * LANES + threadIdx.x) * N;
-  const int64_t end = min(p.rows, (blockIdx.x * (int64_t)RUNS + threadIdx.y + 1) * RUN);
-  int64_t row = (blockIdx.x * (int64_t)RUNS + threadIdx.y) * RUN;
-  if (c >= p.channels || row >= end) return;
-  channels_of<W, N> a(p, c);
-  for (int64_t n = sequence_at(p.sequences, row); row < end; n++) {
-    const int64_t start = sequence_start(p.sequences, n), stop = sequence_start(p.sequences, n + 1);
-    const int64_t at = row * p.channels + c;
-    const int rows = (int)(min(end, stop) - row);
-    if (rows) a.begin(p, n, start, row, c);
-    for (int now = 0; now < rows; now += AHEAD) {
-      packet<T, N> x[AHEAD];
+/* All inputs of a run are on their way before the first is worked on. */
+template <class T, int W, bool SILU, int N>
+static __global__ void __launch_bounds__(LANES *RUNS, BLOCKS) walk(problem<T> p, T *y) {
+  place<SHORT_RUN, N> at((int)p.rows, (int)p.channels);
+  if (at.row >= at.end) return;
+  const unsigned stride = (unsigned)p.channels;
+  channels_of<T, W, N> a(p, at.c);
+  for (int n = (int)sequence_at(p.sequences, at.row); at.row < at.end; n++) {
+    const int start = (int)sequence_start(p.sequences, n), stop = (int)sequence_start(p.sequences, n + 1);
+    const int64_t here = at.row * p.channels + at.c;
+    const int rows = min(at.end, stop) - at.row;
+    if (!rows) continue;
+    unread<T, N> x[SHORT_RUN];
 #pragma unroll
-      for (int k = 0; k < AHEAD; k++) x[k] = load_packet<N>(p.x + at + min(now + k, rows - 1) * p.channels);
+    for (int k = 0; k < SHORT_RUN; k++) x[k].load(k < rows, p.x + here + k * stride);
+    a.begin(p, n, start, at.row, at.c);
 #pragma unroll
-      for (int k = 0; k < AHEAD; k++) {
-        float result[N];
+    for (int k = 0; k < SHORT_RUN; k++) {
+      float u[N], result[N];
+      a.take(x[k], u);
 #pragma unroll
-        for (int i = 0; i < N; i++) {
-          a.past[W - 1][i] = x[k][i];
-          result[i] = value<SILU>(a.preactivation(i));
-        }
-        if (now + k < rows) put_packet<N>(y + at + (now + k) * p.channels, result, false);
-        a.next();
-      }
+      for (int i = 0; i < N; i++) result[i] = value<SILU>(u[i]);
+      if (k < rows) put_packet<N>(y + here + k * stride, result, false);
+      next_row(a.past);
     }
-    row += rows;
+    at.row += rows;
   }
 }
 
-/* dx, and partial (parts, C, W), behind it (parts, C), where they are wanted. A row's dx is due W-1 rows later, when all that read it
- * have passed; so a walk goes on W-1 rows past its last one. */
-template <class T, int W, bool SILU, int N>
-static __global__ void __launch_bounds__(LANES *RUNS, 4)
-    walk_gradient(problem<T> p, T *dx, bool accumulate, float *partial) {
-  enum { AHEAD = 4 };
-  __shared__ float meet[RUNS][LANES * N * (W + 1)];
-  const int64_t block_c = (int64_t)blockIdx.y * LANES * N, c = block_c + threadIdx.x * N;
-  const int64_t end = min(p.rows, (blockIdx.x * (int64_t)RUNS + threadIdx.y + 1) * RUN);
-  int64_t row = (blockIdx.x * (int64_t)RUNS + threadIdx.y) * RUN;
-  float sum[W + 1][N] = {};
-  if (c < p.channels && row < end) {
-    channels_of<W, N> a(p, c);
-    for (int64_t n = sequence_at(p.sequences, row); row < end; n++) {
-      const int64_t start = sequence_start(p.sequences, n), stop = sequence_start(p.sequences, n + 1);
-      const int64_t at = row * p.channels + c;
-      const int rows = (int)(min(end, stop) - row), reach = rows ? rows + W - 1 : 0;
-      const int read = (int)min((int64_t)reach, stop - row); /* behind them du is zero */
-      float due[W][N] = {}; /* gradients of the rows now - (W-1) to now, as far as they are known */
-      if (rows) a.begin(p, n, start, row, c);
-      for (int now = 0; now < reach; now += AHEAD) {
-        packet<T, N> x[AHEAD], dy[AHEAD];
+/* Inputs and gradients of ROWS rows of N channels */
+template <class T, int ROWS, int N> struct rows_of {
+  unread<T, N> x[ROWS], dy[ROWS];
+
+  /* x and dy from row `now` on; zero from row `read` and `passes` on */
+  __device__ void load(const T *from_x, const T *from_dy, unsigned stride, int now, int read, int passes) {
 #pragma unroll
-        for (int k = 0; k < AHEAD; k++) {
-          const int64_t from = at + min(now + k, read - 1) * p.channels;
-          x[k] = load_packet<N>(p.x + from);
-          if (p.dy) dy[k] = load_packet<N>(p.dy + from);
-        }
-#pragma unroll
-        for (int k = 0; k < AHEAD; k++) {
-          const bool passes = now + k < read && p.dy, own = now + k < rows;
-          const int ready = now + k - (W - 1);
-#pragma unroll
-          for (int i = 0; i < N; i++) {
-            a.past[W - 1][i] = x[k][i];
-            const float du = passes ? gradient<SILU>(a.preactivation(i), dy[k][i]) : 0, counted = own ? du : 0;
-#pragma unroll
-            for (int j = 0; j < W; j++) {
-              due[j][i] += a.weight[j][i] * du;
-              sum[j][i] += counted * a.past[j][i];
-            }
-            sum[W][i] += counted;
-          }
-          if (dx && ready >= 0 && ready < rows) {
-            if (p.dnew && row + ready >= stop - (W - 1))
-#pragma unroll
-              for (int i = 0; i < N; i++) due[0][i] += p.kept(n, stop, row + ready, c + i);
-            put_packet<N>(dx + at + ready * p.channels, due[0], accumulate);
-          }
-          a.next();
-#pragma unroll
-          for (int i = 0; i < N; i++) {
-#pragma unroll
-            for (int j = 0; j < W - 1; j++) due[j][i] = due[j + 1][i];
-            due[W - 1][i] = 0;
-          }
-        }
-      }
-      row += rows;
+    for (int k = 0; k < ROWS; k++) {
+      x[k].load(now + k < read, from_x + (now + k) * stride);
+      dy[k].load(now + k < passes, from_dy + (now + k) * stride);
     }
+  }
+};
+
+/* A walk backward. An input's dx and what it adds to the gradients of the taps are due W-1 rows later, when du of all rows that read it
+ * is known. */
+template <class T, int W, bool SILU, int N> struct gradients_of : channels_of<T, W, N> {
+  float du[W][N];               /* of the W rows up to the present one */
+  float sum[W][N], bias_sum[N]; /* over the rows whose turn has come */
+
+  using channels_of<T, W, N>::past;
+  using channels_of<T, W, N>::weight;
+  __device__ gradients_of(const problem<T> &p, int c) : channels_of<T, W, N>(p, c) {
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+      bias_sum[i] = 0;
+#pragma unroll
+      for (int j = 0; j < W; j++) sum[j][i] = 0;
+    }
+  }
+  __device__ void take_gradient(const unread<T, N> &x, const unread<T, N> &dy) {
+    float u[N];
+    this->take(x, u);
+#pragma unroll
+    for (int i = 0; i < N; i++) du[W - 1][i] = gradient<SILU>(u[i], dy.read()[i]);
+  }
+  __device__ void count() {
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+#pragma unroll
+      for (int j = 0; j < W; j++) sum[j][i] += past[0][i] * du[W - 1 - j][i];
+      bias_sum[i] += du[0][i];
+    }
+  }
+  __device__ void pass(T *dx, bool accumulate) const {
+    float result[N];
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+      result[i] = weight[0][i] * du[W - 1][i];
+#pragma unroll
+      for (int j = 1; j < W; j++) result[i] += weight[j][i] * du[W - 1 - j][i];
+    }
+    put_packet<N>(dx, result, accumulate);
+  }
+  __device__ void next() {
+    next_row(past);
+    next_row(du);
+  }
+};
+
+/* dx but for what the new state passes back, and partial (parts, C, W), behind it (parts, C), where they are wanted */
+template <class T, int W, bool SILU, int N>
+static __global__ void __launch_bounds__(LANES *RUNS, BLOCKS)
+    walk_gradient(problem<T> p, T *dx, bool accumulate, float *partial) {
+  __shared__ float meet[RUNS][LANES * N * (W + 1)];
+  place<RUN, N> at((int)p.rows, (int)p.channels);
+  const unsigned stride = (unsigned)p.channels;
+  gradients_of<T, W, SILU, N> a(p, at.c);
+  for (int n = at.row < at.end ? (int)sequence_at(p.sequences, at.row) : 0; at.row < at.end; n++) {
+    const int start = (int)sequence_start(p.sequences, n), stop = (int)sequence_start(p.sequences, n + 1);
+    const int64_t here = at.row * p.channels + at.c;
+    const int rows = min(at.end, stop) - at.row;
+    const int read = min(rows + W - 1, stop - at.row), passes = p.dy ? read : 0; /* du is zero behind */
+    const T *x = p.x + here, *dy = p.dy + here;
+    if (!rows) continue;
+    rows_of<T, W, N> before; /* the W-1 rows before anything is due; no more is read of them */
+    rows_of<T, AHEAD, N> ahead;
+    before.load(x, dy, stride, 0, min(read, W - 1), min(passes, W - 1));
+    ahead.load(x, dy, stride, W - 1, read, passes);
+    a.begin(p, n, start, at.row, at.c);
+#pragma unroll
+    for (int j = 0; j < W; j++)
+#pragma unroll
+      for (int i = 0; i < N; i++) a.du[j][i] = 0;
+#pragma unroll
+    for (int k = 0; k < W - 1; k++) {
+      a.take_gradient(before.x[k], before.dy[k]);
+      if (p.state && at.row == start) a.count(); /* the rows of the state */
+      a.next();
+    }
+    int due = 0;
+    for (; dx && !accumulate && due + AHEAD <= rows; due += AHEAD) {
+      const rows_of<T, AHEAD, N> own = ahead;
+      ahead.load(x, dy, stride, due + AHEAD + W - 1, read, passes);
+#pragma unroll
+      for (int k = 0; k < AHEAD; k++) {
+        a.take_gradient(own.x[k], own.dy[k]);
+        a.count();
+        a.pass(dx + here + (unsigned)(due + k) * stride, false);
+        a.next();
+      }
+    }
+#pragma unroll 1
+    for (; due < rows; due++) {
+      rows_of<T, 1, N> own;
+      own.load(x, dy, stride, due + W - 1, read, passes);
+      a.take_gradient(own.x[0], own.dy[0]);
+      a.count();
+      if (dx) a.pass(dx + here + due * stride, accumulate);
+      a.next();
+    }
+    at.row += rows;
   }
   if (!partial) return;
   float *own = meet[threadIdx.y] + threadIdx.x * N;
 #pragma unroll
-  for (int j = 0; j <= W; j++)
+  for (int i = 0; i < N; i++) {
+    own[W * LANES * N + i] = a.bias_sum[i];
 #pragma unroll
-    for (int i = 0; i < N; i++) own[j * LANES * N + i] = sum[j][i];
+    for (int j = 0; j < W; j++) own[j * LANES * N + i] = a.sum[j][i];
+  }
   __syncthreads();
-  const int64_t count = min((int64_t)LANES * N, p.channels - block_c), part = blockIdx.x;
+  const int64_t count = min((int64_t)LANES * N, p.channels - at.block_c), parts = parts_of(p.rows), part = at.part;
   for (int64_t i = threadIdx.y * LANES + threadIdx.x; i < count * (W + 1); i += LANES * RUNS) {
     const int64_t j = i < count * W ? i % W : W, channel = i < count * W ? i / W : i - count * W;
     float total = 0;
     for (int run = 0; run < RUNS; run++) total += meet[run][j * LANES * N + channel];
-    partial[j < W ? (part * p.channels + block_c) * W + i
-                  : ((int64_t)gridDim.x * W + part) * p.channels + block_c + channel] = total;
+    partial[j < W ? (part * p.channels + at.block_c) * W + i : (parts * W + part) * p.channels + at.block_c + channel] =
+        total;
   }
 }
 
-/* Calls f(kind<W, SILU>) for the problem's */
-template <int W_, bool SILU_> struct kind {
-  enum { W = W_, SILU = SILU_ };
+template <int W_, bool SILU_, int N_> struct kind {
+  enum { W = W_, SILU = SILU_, N = N_ };
 };
-template <class F> static void with_kind(int64_t width, bool silu, F f) {
+template <class F> static void with_taps(int64_t width, bool silu, F f) {
   switch (2 * width + silu) {
-  case 2: f(kind<1, false>()); break;
-  case 3: f(kind<1, true>()); break;
-  case 4: f(kind<2, false>()); break;
-  case 5: f(kind<2, true>()); break;
-  case 6: f(kind<3, false>()); break;
-  case 7: f(kind<3, true>()); break;
-  case 8: f(kind<MOST_TAPS, false>()); break;
-  case 9: f(kind<MOST_TAPS, true>()); break;
+  case 2: f(kind<1, false, 1>()); break;
+  case 3: f(kind<1, true, 1>()); break;
+  case 4: f(kind<2, false, 1>()); break;
+  case 5: f(kind<2, true, 1>()); break;
+  case 6: f(kind<3, false, 1>()); break;
+  case 7: f(kind<3, true, 1>()); break;
+  case 8: f(kind<MOST_TAPS, false, 1>()); break;
+  case 9: f(kind<MOST_TAPS, true, 1>()); break;
   }
 }
-
-/* Whether threads can take CHANNELS channels; `y`: y or dx, what is written */
-template <class T> static bool in_packets(const problem<T> &p, const void *y) {
-  const size_t bytes = CHANNELS * sizeof(T);
-  return p.channels % CHANNELS == 0 && comba_cuda_aligned(p.x, bytes) && comba_cuda_aligned(p.dy, bytes) &&
-         comba_cuda_aligned(y, bytes);
+/* Offsets inside a run are of 32 bits. */
+template <class T> static bool can_walk(const problem<T> &p) {
+  return p.width <= MOST_TAPS && p.channels < 1 << 24 && p.rows < INT32_MAX - PART;
 }
-template <class T> static dim3 grid_of(const problem<T> &p, int channels) {
-  return dim3((unsigned)parts_of(p.rows), (unsigned)((p.channels + LANES * channels - 1) / (LANES * channels)));
+/* Calls f(kind<W, SILU, N>) where threads can take N channels; `y`: y or dx, what is written */
+template <class T, class F> static void with_walk(const problem<T> &p, const void *y, F f) {
+  enum { N = PACKET / sizeof(T) };
+  const bool packs = p.channels % N == 0 && comba_cuda_aligned(p.x, PACKET) && comba_cuda_aligned(p.dy, PACKET) &&
+                     comba_cuda_aligned(y, PACKET) && comba_cuda_aligned(p.weight, N * sizeof(float));
+  with_taps(p.width, p.silu, [&](auto k) {
+    enum { W = decltype(k)::W, SILU = decltype(k)::SILU };
+    if (packs)
+      f(kind<W, SILU, N>());
+    else
+      f(kind<W, SILU, 1>());
+  });
 }
 
 template <class T> static void walk_forward(const problem<T> &p, T *y) {
-  const dim3 block(LANES, RUNS);
-  with_kind(p.width, p.silu, [&](auto k) {
-    enum { W = decltype(k)::W, SILU = decltype(k)::SILU };
-    if (in_packets(p, y))
-      walk<T, W, SILU, CHANNELS><<<grid_of(p, CHANNELS), block, 0, comba_cuda_stream()>>>(p, y);
-    else
-      walk<T, W, SILU, 1><<<grid_of(p, 1), block, 0, comba_cuda_stream()>>>(p, y);
+  with_walk(p, y, [&](auto k) {
+    typedef decltype(k) K;
+    walk<T, K::W, K::SILU, K::N>
+        <<<place<SHORT_RUN, K::N>::blocks(p.rows, p.channels), dim3(LANES, RUNS), 0, comba_cuda_stream()>>>(p, y);
   });
   comba_cuda_note(cudaGetLastError(), "short_convolution");
 }
 
 template <class T> static void walk_backward(const problem<T> &p, T *dx, bool accumulate, float *partial) {
-  const dim3 block(LANES, RUNS);
-  with_kind(p.width, p.silu, [&](auto k) {
-    enum { W = decltype(k)::W, SILU = decltype(k)::SILU };
-    if (in_packets(p, dx))
-      walk_gradient<T, W, SILU, CHANNELS>
-          <<<grid_of(p, CHANNELS), block, 0, comba_cuda_stream()>>>(p, dx, accumulate, partial);
-    else
-      walk_gradient<T, W, SILU, 1><<<grid_of(p, 1), block, 0, comba_cuda_stream()>>>(p, dx, accumulate, partial);
+  with_walk(p, dx, [&](auto k) {
+    typedef decltype(k) K;
+    walk_gradient<T, K::W, K::SILU, K::N>
+        <<<place<RUN, K::N>::blocks(p.rows, p.channels), dim3(LANES, RUNS), 0, comba_cuda_stream()>>>(p, dx, accumulate,
+                                                                                                      partial);
+  });
+  /* What the new state passes back to the last rows of each sequence */
+  const int64_t carried = p.width - 1;
+  comba_each(dx && p.dnew ? p.sequences.count * carried * p.channels : 0, [=] __device__(int64_t i) {
+    const int64_t c = i % p.channels, n = i / p.channels / carried, back = carried - i / p.channels % carried;
+    const int64_t row = sequence_start(p.sequences, n + 1) - back;
+    if (row >= sequence_start(p.sequences, n)) put(dx + row * p.channels + c, p.dnew[i], true);
   });
   comba_cuda_note(cudaGetLastError(), "short_convolution, backward");
 }
@@ -327,10 +445,10 @@ template <class T> static void forward(const comba_call *call) {
   const problem<T> p = problem_of<T>(call);
   T *y = (T *)call->output[Y].data;
   float *new_state = (float *)call->output[NEW_STATE].data;
-  if (p.width > MOST_TAPS)
-    any_forward(p, y);
-  else
+  if (can_walk(p))
     walk_forward(p, y);
+  else
+    any_forward(p, y);
   /* After all reads of the state, whose memory the new one may share: entries move towards the front, so ascending order reads each
    * before it is overwritten. */
   const int64_t carried = p.width - 1;
@@ -349,10 +467,10 @@ template <class T> static void backward(const comba_call *call) {
   float *dweight = (float *)call->input_gradient[WEIGHT].data, *dbias = (float *)call->input_gradient[BIAS].data;
   float *dstate = (float *)call->input_gradient[STATE].data;
   float *partial = dweight || dbias ? (float *)call->workspace : NULL; /* (parts, C, W), (parts, C) */
-  if (p.width > MOST_TAPS)
-    any_backward(p, dx, call->accumulate[X], partial);
-  else
+  if (can_walk(p))
     walk_backward(p, dx, call->accumulate[X], partial);
+  else
+    any_backward(p, dx, call->accumulate[X], partial);
   if (dweight) comba_cuda_sum_rows(partial, parts, taps, call->accumulate[WEIGHT], dweight);
   if (dbias) comba_cuda_sum_rows(partial + parts * taps, parts, p.channels, call->accumulate[BIAS], dbias);
   if (!dstate) return;
