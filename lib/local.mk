@@ -358,6 +358,7 @@ cuda_headers = \
 	lib/scan/cuda_memory.h \
 	lib/scan/cuda_memory_map.h \
 	lib/scan/cuda_memory_mlp.h \
+	lib/scan/cuda_memory_operands.h \
 	lib/scan/cuda_normed_loss.h \
 	lib/scan/cuda_scalar.h \
 	lib/scan/cuda_scalar_gradient.h \

@@ -58,16 +58,4 @@ static __device__ __noinline__ void block_product(int64_t m, int64_t n, int64_t 
   });
 }
 
-/* sum (heads, n) = or += the sums over sequences, in order, of n numbers of each task (sequence, head), `stride` apart; (n), over heads
- * too, where all of them share it. */
-static inline void cuda_sum_tasks(const float *of_tasks, int64_t stride, int64_t sequences, int64_t heads, int64_t n,
-                                  bool shared, bool accumulate, float *sum) {
-  comba_each(shared ? n : heads * n, [=] __device__(int64_t i) {
-    float total = 0;
-    for (int64_t task = shared ? 0 : i / n; task < sequences * heads; task += shared ? 1 : heads)
-      total += of_tasks[task * stride + i % n];
-    put(sum + i, total, accumulate);
-  });
-}
-
 #endif

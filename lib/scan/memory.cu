@@ -1,31 +1,20 @@
 /* The matrix memory on a GPU: a block of threads to each sequence and head, which walks its chunks in order (memory_scan.c). What is
  * saved for backward, the memory before every chunk, is laid out as on the CPU. */
 #include "scan/cuda_memory.h"
+#include "scan/cuda_memory_operands.h"
 
 enum { Q, KEY, VALUE, RATE, RETENTION, MOMENTUM, THRESHOLD, TOKEN_OFFSET, NORM_WEIGHT, NORM_BIAS, MEMORY, BIAS };
 enum { INITIAL_STATE = BIAS + 1, POSITION, CU_SEQLENS, INPUTS };
-enum { OUTPUT, FINAL_STATE };
-enum { MEMORIES };
 enum { THREADS = 256 };
 
 /* ---- The problem ----------------------------------------------------------------------------------------------------- */
 
-typedef struct memory_problem {
-  int64_t sequences, length, heads, K, V, rows, parts,
-      chunk; /* N; T, with cu_seqlens of all; rows: K, with a bias K + 1 */
+struct memory_problem : memory_operands<INPUTS> {
+  int64_t K, V, rows, parts; /* rows: K, with a bias K + 1 */
   bool residual;
   memory_map map;
   cuda_inner_loss loss;
-  const void *input[INPUTS];
-  void *gradient[INPUTS], *o;
-  const void *output_gradient;
-  const float *final_state_gradient;
-  float *final_state, *memories;
-  bool accumulate[INPUTS];
-  float *scratch, *parameter_gradients; /* (N H, scratch_size), (N H, parameters) */
-  int64_t scratch_size,
-      parameters; /* parameters: those of the memory, the norm and the token offsets, one after the other */
-} memory_problem;
+};
 
 static memory_problem problem_of(const comba_shape *shapes, const comba_memory_attributes *attributes, bool backward) {
   const comba_shape *q = &shapes[Q], *v = &shapes[VALUE];
@@ -62,62 +51,37 @@ static memory_problem operands_of(const comba_call *call, bool backward) {
   comba_shape shapes[INPUTS];
   for (int i = 0; i < INPUTS; i++) shapes[i] = call->input[i].shape;
   memory_problem p = problem_of(shapes, (const comba_memory_attributes *)call->attributes, backward);
-  for (int i = 0; i < INPUTS; i++) {
-    p.input[i] = call->input[i].data;
-    p.gradient[i] = call->input_gradient[i].data;
-    p.accumulate[i] = call->accumulate[i];
-  }
-  p.o = call->output[OUTPUT].data;
-  p.final_state = (float *)call->output[FINAL_STATE].data;
-  p.memories = (float *)call->saved[MEMORIES].data;
-  p.output_gradient = call->output_gradient[OUTPUT].data;
-  p.final_state_gradient = (const float *)call->output_gradient[FINAL_STATE].data;
-  p.scratch = (float *)call->workspace;
-  p.parameter_gradients = p.scratch + p.sequences * p.heads * p.scratch_size;
+  take_operands(call, &p);
   return p;
 }
 
 /* ---- Tasks ----------------------------------------------------------------------------------------------------------- */
 
-/* One sequence and head. */
-typedef struct memory_task {
-  int64_t head, first, length, phase, size; /* size: R V */
-  int64_t state;                            /* its place among the states */
-  float *memories;                          /* of chunk 0, those of the others memory_stride apart; or NULL */
+struct memory_task : memory_span {
+  int64_t size;    /* R V */
+  int64_t state;   /* its place among the states */
+  float *memories; /* of chunk 0, those of the others memory_stride apart; or NULL */
   int64_t memory_stride;
   bool mapped, momentum;
   cuda_inner_loss loss;
-} memory_task;
+};
 
 static __device__ memory_task task_of(const memory_problem &p) {
-  const int64_t sequence = blockIdx.x / p.heads, head = blockIdx.x % p.heads;
-  const int32_t *cu_seqlens = (const int32_t *)p.input[CU_SEQLENS], *position = (const int32_t *)p.input[POSITION];
-  memory_task t;
-  t.head = head;
-  t.first = cu_seqlens ? cu_seqlens[sequence] : sequence * p.length;
-  t.length = cu_seqlens ? cu_seqlens[sequence + 1] - t.first : p.length;
-  t.phase = position ? *position % p.chunk : 0;
+  memory_task t = {span_of(p, CU_SEQLENS, POSITION)};
   t.size = p.rows * p.V;
   t.state = blockIdx.x * p.parts * t.size;
   t.memory_stride = p.heads * (p.parts - 1) * t.size;
-  t.memories = p.memories
-                   ? p.memories + (t.first / p.chunk + 2 * sequence) * t.memory_stride + head * (p.parts - 1) * t.size
-                   : NULL;
+  t.memories =
+      p.memories ? p.memories + (t.first / p.chunk + 2 * t.sequence) * t.memory_stride + t.head * (p.parts - 1) * t.size
+                 : NULL;
   t.mapped = p.map.kind != COMBA_MEMORY_LINEAR;
   t.momentum = p.parts == 3;
   t.loss = p.loss;
-  if (p.input[NORM_WEIGHT]) t.loss.weight = (const float *)p.input[NORM_WEIGHT] + head * p.V;
-  if (p.input[NORM_BIAS]) t.loss.bias = (const float *)p.input[NORM_BIAS] + head * p.V;
+  if (p.input[NORM_WEIGHT]) t.loss.weight = (const float *)p.input[NORM_WEIGHT] + t.head * p.V;
+  if (p.input[NORM_BIAS]) t.loss.bias = (const float *)p.input[NORM_BIAS] + t.head * p.V;
   return t;
 }
 
-static __device__ int64_t chunk_count(const memory_problem &p, const memory_task &t) {
-  return t.length ? (t.phase + t.length + p.chunk - 1) / p.chunk : 0;
-}
-/* First token of chunk c of the task. */
-static __device__ int64_t chunk_start(const memory_problem &p, const memory_task &t, int64_t c) {
-  return c ? c * p.chunk - t.phase : 0;
-}
 static __device__ bool is_complete(const memory_problem &p, const cuda_memory_chunk &x) {
   return x.phase + x.n == p.chunk;
 }
@@ -137,7 +101,8 @@ static __device__ float learned(const memory_problem &p, const memory_task &t, i
 /* The tokens of chunk c, and the rows n_t at x->frozen. */
 template <class T>
 static __device__ void load_chunk(const memory_problem &p, const memory_task &t, int64_t c, cuda_memory_chunk *x) {
-  const int64_t start = chunk_start(p, t, c), end = min(chunk_start(p, t, c + 1), t.length), R = p.rows, V = p.V;
+  const int64_t start = chunk_start(t, p.chunk, c), end = min(chunk_start(t, p.chunk, c + 1), t.length), R = p.rows,
+                V = p.V;
   const float *rate = (const float *)p.input[RATE], *retention = (const float *)p.input[RETENTION];
   const float *momentum = (const float *)p.input[MOMENTUM], *threshold = (const float *)p.input[THRESHOLD];
   const float *offset = (const float *)p.input[TOKEN_OFFSET];
@@ -178,7 +143,7 @@ static __device__ void load_chunk(const memory_problem &p, const memory_task &t,
 template <class T> static __global__ void __launch_bounds__(THREADS) walk(const memory_problem p) {
   __shared__ memory_tokens token;
   const memory_task t = task_of(p);
-  const int64_t size = t.size, V = p.V, chunks = chunk_count(p, t);
+  const int64_t size = t.size, V = p.V, chunks = chunk_count(t, p.chunk);
   const float *initial = initial_state(p, t);
   float *final_state = p.final_state + t.state;
   cuda_memory_chunk x;
@@ -206,7 +171,7 @@ template <class T> static __global__ void __launch_bounds__(THREADS) walk(const 
       mapped_forward(x);
     else
       linear_forward(x);
-    T *o = (T *)p.o + ((t.first + chunk_start(p, t, c)) * p.heads + t.head) * V;
+    T *o = (T *)p.o + ((t.first + chunk_start(t, p.chunk, c)) * p.heads + t.head) * V;
     block_each(x.n * V, [&](int64_t i) { store(o + i / V * p.heads * V + i % V, x.o[i]); });
     if (!is_complete(p, x)) continue;
     const float weight = token.weight[x.n - 1];
@@ -230,19 +195,7 @@ template <class T> static void forward(const comba_call *call) {
 
 /* ---- Backward -------------------------------------------------------------------------------------------------------- */
 
-/* Rows of `from` (n, from_width), the first `width` of each, to the gradient of an input at tokens `start` on. */
-template <class T>
-static __device__ void store_rows(const memory_problem &p, const memory_task &t, int input, int64_t start, int64_t n,
-                                  int64_t width, const float *from, int64_t from_width) {
-  T *to = (T *)p.gradient[input];
-  if (!to) return;
-  to += ((t.first + start) * p.heads + t.head) * width;
-  block_each(n * width, [&](int64_t i) {
-    put(to + i / width * p.heads * width + i % width, from[i / width * from_width + i % width], p.accumulate[input]);
-  });
-}
-
-/* Those of a gate: factor_t from_t, factor NULL: 1. */
+/* factor_t from_t, factor NULL: 1, to the gradient of a gate. */
 static __device__ void store_gates(const memory_problem &p, const memory_task &t, int input, int64_t start, int64_t n,
                                    const float *from, const float *factor) {
   float *to = (float *)p.gradient[input];
@@ -256,7 +209,7 @@ static __device__ void store_gates(const memory_problem &p, const memory_task &t
 template <class T>
 static __device__ void chunk_backward(const memory_problem &p, const memory_task &t, int64_t c,
                                       const cuda_memory_chunk &x, cuda_memory_gradient *g, float *parameters) {
-  const int64_t start = chunk_start(p, t, c), R = x.R, V = x.V, n = x.n, size = R * V;
+  const int64_t start = chunk_start(t, p.chunk, c), R = x.R, V = x.V, n = x.n, size = R * V;
   const T *output = (const T *)p.output_gradient;
   float *norm_weight = parameters + size, *norm_bias = norm_weight + V, *token_offset = norm_bias + V;
   block_each(n * V, [&](int64_t i) {
@@ -301,7 +254,7 @@ static __device__ void chunk_backward(const memory_problem &p, const memory_task
 template <class T> static __global__ void __launch_bounds__(THREADS) walk_back(const memory_problem p) {
   __shared__ memory_tokens token, token_gradient;
   const memory_task t = task_of(p);
-  const int64_t size = t.size, chunks = chunk_count(p, t);
+  const int64_t size = t.size, chunks = chunk_count(t, p.chunk);
   const float *initial = initial_state(p, t);
   const float *given = p.final_state_gradient ? p.final_state_gradient + t.state : NULL;
   float *parameters = p.parameter_gradients + blockIdx.x * p.parameters;
@@ -343,13 +296,6 @@ template <class T> static __global__ void __launch_bounds__(THREADS) walk_back(c
     put(to_state + size + i, x.fresh ? 0 : g.running[i], accumulate);
     if (t.momentum) put(to_state + 2 * size + i, g.velocity[i], accumulate);
   });
-}
-
-static void sum_parameter(const memory_problem &p, int input, int64_t offset, int64_t n, bool shared) {
-  float *gradient = (float *)p.gradient[input];
-  if (gradient)
-    cuda_sum_tasks(p.parameter_gradients + offset, p.parameters, p.sequences, p.heads, n, shared, p.accumulate[input],
-                   gradient);
 }
 
 template <class T> static void backward(const comba_call *call) {

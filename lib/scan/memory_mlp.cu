@@ -1,30 +1,20 @@
 /* The two-layer memory on a GPU: a block of threads to each sequence and head, which walks its chunks in order, chunk by chunk whatever
  * the mode. What is saved for backward, the memory before every GROUP chunks, is laid out as on the CPU. */
 #include "scan/cuda_memory_mlp.h"
+#include "scan/cuda_memory_operands.h"
 
 enum { Q, KEY, VALUE, RATE, RETENTION, THRESHOLD, TOKEN_OFFSET, NORM_WEIGHT, NORM_BIAS, W1, B1, W2, B2 };
 enum { INITIAL_STATE = B2 + 1, POSITION, CU_SEQLENS, INPUTS };
-enum { OUTPUT, FINAL_STATE };
-enum { MEMORIES };
 enum { THREADS = 256 };
 
 /* ---- The problem ----------------------------------------------------------------------------------------------------- */
 
-typedef struct mlp_problem {
-  int64_t sequences, length, heads, F, M, P, chunk, state; /* N; T, with cu_seqlens of all; state: numbers of one */
+struct mlp_problem : memory_operands<INPUTS> {
+  int64_t F, M, P, state; /* state: numbers of one */
   bool normalize;
   memory_map map;
   cuda_inner_loss loss;
-  const void *input[INPUTS];
-  void *gradient[INPUTS], *o;
-  const void *output_gradient;
-  const float *final_state_gradient;
-  float *final_state, *memories;
-  bool accumulate[INPUTS];
-  float *scratch, *parameter_gradients; /* (N H, scratch_size), (N H, parameters) */
-  int64_t scratch_size,
-      parameters; /* parameters: those of the memory, the norm and the token offsets, one after the other */
-} mlp_problem;
+};
 
 static mlp_problem problem_of(const comba_shape *shapes, const comba_memory_mlp_attributes *attributes, bool backward) {
   const comba_shape *q = &shapes[Q];
@@ -61,48 +51,25 @@ static mlp_problem operands_of(const comba_call *call, bool backward) {
   comba_shape shapes[INPUTS];
   for (int i = 0; i < INPUTS; i++) shapes[i] = call->input[i].shape;
   mlp_problem p = problem_of(shapes, (const comba_memory_mlp_attributes *)call->attributes, backward);
-  for (int i = 0; i < INPUTS; i++) {
-    p.input[i] = call->input[i].data;
-    p.gradient[i] = call->input_gradient[i].data;
-    p.accumulate[i] = call->accumulate[i];
-  }
-  p.o = call->output[OUTPUT].data;
-  p.final_state = (float *)call->output[FINAL_STATE].data;
-  p.memories = (float *)call->saved[MEMORIES].data;
-  p.output_gradient = call->output_gradient[OUTPUT].data;
-  p.final_state_gradient = (const float *)call->output_gradient[FINAL_STATE].data;
-  p.scratch = (float *)call->workspace;
-  p.parameter_gradients = p.scratch + p.sequences * p.heads * p.scratch_size;
+  take_operands(call, &p);
   return p;
 }
 
 /* ---- Tasks ----------------------------------------------------------------------------------------------------------- */
 
-/* One sequence and head. */
-typedef struct mlp_task {
-  int64_t head, first, length, phase;
+struct mlp_task : memory_span {
   const float *initial; /* state, or NULL */
   float *memories;      /* of group 0, those of the others memory_stride apart; or NULL */
   int64_t memory_stride;
-} mlp_task;
+};
 
 static __device__ mlp_task task_of(const mlp_problem &p) {
-  const int64_t sequence = blockIdx.x / p.heads, head = blockIdx.x % p.heads;
-  const int32_t *cu_seqlens = (const int32_t *)p.input[CU_SEQLENS], *position = (const int32_t *)p.input[POSITION];
-  mlp_task t;
-  t.head = head;
-  t.first = cu_seqlens ? cu_seqlens[sequence] : sequence * p.length;
-  t.length = cu_seqlens ? cu_seqlens[sequence + 1] - t.first : p.length;
-  t.phase = position ? *position % p.chunk : 0;
+  mlp_task t = {span_of(p, CU_SEQLENS, POSITION)};
   t.initial = p.input[INITIAL_STATE] ? (const float *)p.input[INITIAL_STATE] + blockIdx.x * p.state : NULL;
   t.memory_stride = p.heads * p.P;
-  const int64_t slot = (t.first + sequence * p.chunk) / (GROUP * p.chunk) + sequence; /* as memory_mlp.c has it */
-  t.memories = p.memories ? p.memories + slot * t.memory_stride + head * p.P : NULL;
+  const int64_t slot = (t.first + t.sequence * p.chunk) / (GROUP * p.chunk) + t.sequence; /* as memory_mlp.c has it */
+  t.memories = p.memories ? p.memories + slot * t.memory_stride + t.head * p.P : NULL;
   return t;
-}
-
-static __device__ int64_t chunk_start(const mlp_problem &p, const mlp_task &t, int64_t number) {
-  return number ? number * p.chunk - t.phase : 0;
 }
 
 /* Number i of the learned memory, which is four parameters. */
@@ -215,17 +182,6 @@ template <class T> static void forward(const comba_call *call) {
 
 /* ---- Backward -------------------------------------------------------------------------------------------------------- */
 
-/* Rows or gates (n,width) of the chunk's tokens to the gradient of an input. */
-template <class T>
-static __device__ void store_rows(const mlp_problem &p, const mlp_task &t, const cuda_mlp_chunk &s, int input,
-                                  int64_t width, const float *from) {
-  T *to = (T *)p.gradient[input];
-  if (!to) return;
-  to += ((t.first + s.start) * p.heads + t.head) * width;
-  block_each(s.n * width,
-             [&](int64_t i) { put(to + i / width * p.heads * width + i % width, from[i], p.accumulate[input]); });
-}
-
 /* dg of the chunk's tokens: the paths that pass each gate (chunk_gate_gradient in scalar.h). */
 static __device__ void store_retention(const mlp_problem &p, const mlp_task &t, const cuda_mlp_chunk &s) {
   float *to = (float *)p.gradient[RETENTION];
@@ -242,7 +198,7 @@ static __device__ void store_retention(const mlp_problem &p, const mlp_task &t, 
 template <class T> static __global__ void __launch_bounds__(THREADS) walk_back(const mlp_problem p) {
   __shared__ mlp_tokens token;
   const mlp_task t = task_of(p);
-  const int64_t P = p.P, F = p.F, chunks = t.length ? (t.phase + t.length + p.chunk - 1) / p.chunk : 0;
+  const int64_t P = p.P, F = p.F, chunks = chunk_count(t, p.chunk);
   const bool inside = (t.phase + t.length) % p.chunk;
   const float *given = p.final_state_gradient ? p.final_state_gradient + blockIdx.x * p.state : NULL;
   const T *output = (const T *)p.output_gradient;
@@ -261,7 +217,7 @@ template <class T> static __global__ void __launch_bounds__(THREADS) walk_back(c
     for (int64_t number = first; number < end - 1; number++) {
       s.A = s.memories + (number + 1 - first) * P;
       block_copy(P, s.A - P, s.A);
-      load_chunk<T>(p, t, chunk_start(p, t, number), &s);
+      load_chunk<T>(p, t, chunk_start(t, p.chunk, number), &s);
       map_layers(&s);
       find_gradients(s);
       write_memory(&s);
@@ -269,18 +225,18 @@ template <class T> static __global__ void __launch_bounds__(THREADS) walk_back(c
     for (int64_t number = end - 1; number >= first; number--) {
       if (!number) load_gathered(t, &s); /* the way forward has changed it */
       s.A = s.memories + (number - first) * P;
-      load_chunk<T>(p, t, chunk_start(p, t, number), &s);
+      load_chunk<T>(p, t, chunk_start(t, p.chunk, number), &s);
       map_layers(&s);
       block_each(s.n * F, [&](int64_t i) {
         const int64_t row = (t.first + s.start + i / F) * p.heads + t.head;
         s.dz2[s.n * F + i] = output ? load(output + row * F + i % F) : 0;
       });
       chunk_backward(&s, norm_weight, norm_bias);
-      store_rows<T>(p, t, s, Q, F, s.dx + s.n * F);
-      store_rows<T>(p, t, s, KEY, F, s.dx);
-      store_rows<T>(p, t, s, VALUE, F, s.dtarget);
-      store_rows<float>(p, t, s, RATE, 1, token.down);
-      store_rows<float>(p, t, s, THRESHOLD, 1, token.dthreshold);
+      store_rows<T>(p, t, Q, s.start, s.n, F, s.dx + s.n * F, F);
+      store_rows<T>(p, t, KEY, s.start, s.n, F, s.dx, F);
+      store_rows<T>(p, t, VALUE, s.start, s.n, F, s.dtarget, F);
+      store_rows<float>(p, t, RATE, s.start, s.n, 1, token.down, 1);
+      store_rows<float>(p, t, THRESHOLD, s.start, s.n, 1, token.dthreshold, 1);
       store_retention(p, t, s);
       if (p.input[TOKEN_OFFSET])
         block_each(s.n, [&](int64_t i) {
@@ -297,13 +253,6 @@ template <class T> static __global__ void __launch_bounds__(THREADS) walk_back(c
     put(to_state + P + i, t.phase ? s.dgathered[i] : 0, accumulate);
   });
   if (to_state && s.retention && !threadIdx.x) put(to_state + 2 * P, t.phase ? s.dkept : 0, accumulate);
-}
-
-static void sum_parameter(const mlp_problem &p, int input, int64_t offset, int64_t n, bool shared) {
-  float *gradient = (float *)p.gradient[input];
-  if (gradient)
-    cuda_sum_tasks(p.parameter_gradients + offset, p.parameters, p.sequences, p.heads, n, shared, p.accumulate[input],
-                   gradient);
 }
 
 template <class T> static void backward(const comba_call *call) {
