@@ -78,7 +78,7 @@ typedef enum comba_precision {
  * bits at every level. */
 typedef enum comba_recompute {
   COMBA_RECOMPUTE_AUTO =
-      0, /* the least that fits into memory: comba_options.memory, or what a GPU has free; else NONE */
+      0, /* the least that fits into comba_options.memory, or what a GPU has free, layer by layer; else NONE */
   COMBA_RECOMPUTE_NONE,
   COMBA_RECOMPUTE_LIGHT, /* results of operators that are bound by memory: norms, activations, convolutions, gates */
   COMBA_RECOMPUTE_BLOCK  /* all of a layer but what the next layer reads: its forward runs again before its backward */

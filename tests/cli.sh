@@ -173,8 +173,9 @@ works "$lm" info --config lm.json
 says '^recompute    none'
 works "$lm" info --config lm.json --memory 0.001 --batch-size 4
 says '^fits         no'
+says '^recompute    block;'
 works "$lm" info --config lm.json --recompute light --memory 4 --json
-is_json 'recompute="light"' fits=true total_bytes weights_bytes gradients_bytes moments_bytes workspace_bytes
+is_json 'recompute="light"' recompute_blocks=2 blocks=2 fits=true total_bytes weights_bytes gradients_bytes moments_bytes workspace_bytes
 
 tensors '{"input_ids":{"dtype":"I32","shape":[2,9],"data_offsets":[0,72]}}' 72 >ids.safetensors
 works "$lm" forward --model lm --input ids.safetensors --output forward.safetensors --gradients

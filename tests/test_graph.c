@@ -1,4 +1,5 @@
 /* The graph: what is planned computes what the nodes say, forward and backward, however memory is shared. */
+#include <limits.h>
 #include <stdio.h>
 
 #include "core/graph_private.h"
@@ -127,7 +128,7 @@ START_TEST(memory_of_blocks_is_shared) {
   size_t arena[COMBA_RECOMPUTE_BLOCK + 1];
   for (comba_recompute level = COMBA_RECOMPUTE_NONE; level <= COMBA_RECOMPUTE_BLOCK; level++) {
     comba_graph *graph = create(COMBA_GRAPH_BACKWARD);
-    comba_graph_set_recompute(graph, level);
+    comba_graph_set_recompute(graph, level, INT_MAX);
     comba_tensor *x = comba_graph_input_with_gradient(graph, "x", ACTIVATION);
     for (int i = 0; i < 100; i++) {
       if (i % 10 == 0) comba_graph_begin_block(graph);
@@ -150,7 +151,7 @@ END_TEST
 START_TEST(nothing_that_meets_a_state_runs_again) {
   float state[COUNT] = {0};
   comba_graph *graph = create(COMBA_GRAPH_BACKWARD);
-  comba_graph_set_recompute(graph, COMBA_RECOMPUTE_BLOCK);
+  comba_graph_set_recompute(graph, COMBA_RECOMPUTE_BLOCK, INT_MAX);
   comba_tensor *x = comba_graph_input_with_gradient(graph, "x", ACTIVATION);
   comba_tensor *old = comba_graph_external(graph, "state", COMBA_STATE, ACTIVATION, state);
   comba_graph_begin_block(graph);
@@ -362,7 +363,7 @@ typedef struct planned {
 
 static planned build(const random_graph *g, const values *v, bool keep, comba_recompute recompute) {
   planned p = {.graph = create(COMBA_GRAPH_BACKWARD)};
-  comba_graph_set_recompute(p.graph, recompute);
+  comba_graph_set_recompute(p.graph, recompute, INT_MAX);
   for (int i = 0; i < FIRST_RESULT; i++) {
     if (i < INPUT_TENSORS) {
       p.tensor[i] = comba_graph_input_with_gradient(p.graph, "x", shape_of(i));

@@ -250,8 +250,9 @@ void comba_graph_end_block(comba_graph *graph) {
   graph->block = 0;
 }
 
-void comba_graph_set_recompute(comba_graph *graph, comba_recompute recompute) {
-  graph->recompute = recompute;
+void comba_graph_set_recompute(comba_graph *graph, comba_recompute level, int blocks) {
+  graph->level = level;
+  graph->level_blocks = blocks;
 }
 
 uint64_t comba_graph_stream(comba_graph *graph) {

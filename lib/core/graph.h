@@ -77,8 +77,9 @@ uint64_t comba_graph_stream(comba_graph *graph);
 /* What is appended in between is a block, a layer say, whose values may be computed again for backward. */
 void comba_graph_begin_block(comba_graph *graph);
 void comba_graph_end_block(comba_graph *graph);
-/* How much backward computes again; AUTO counts as NONE. Before the graph is laid out. */
-void comba_graph_set_recompute(comba_graph *graph, comba_recompute recompute);
+/* How much backward computes again: `level` in the first `blocks` blocks, the level below it in the others; AUTO counts as NONE.
+ * Before the graph is laid out. */
+void comba_graph_set_recompute(comba_graph *graph, comba_recompute level, int blocks);
 
 /* Decides what runs and assigns offsets: what the graph costs is known, nothing is allocated. Nothing is appended afterwards. */
 comba_status comba_graph_layout(comba_graph *graph);
@@ -91,8 +92,9 @@ typedef struct comba_graph_cost {
   size_t workspace_bytes; /* the largest scratch of one call, part of the arena */
   double forward_flops, backward_flops;
   double again_flops; /* of forward computed again */
-  int nodes;
-  comba_recompute recompute;
+  int nodes, blocks;
+  comba_recompute recompute; /* in the first recompute_blocks blocks; in the others the level below it */
+  int recompute_blocks;
 } comba_graph_cost;
 void comba_graph_describe(const comba_graph *graph, comba_graph_cost *cost);
 

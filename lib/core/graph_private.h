@@ -50,8 +50,9 @@ struct comba_graph {
   comba_storage *storage;
   int tensors, tensor_capacity, nodes, node_capacity, storages, storage_capacity;
   uint64_t streams;
-  int block, blocks; /* that nodes are appended to, and how many there were */
-  comba_recompute recompute;
+  int block, blocks;     /* that nodes are appended to, and how many there were */
+  comba_recompute level; /* of the first level_blocks blocks; of the others the one below */
+  int level_blocks;
   comba_step *schedule; /* forward of every node, then what backward runs */
   int steps;
   void *arena;
@@ -61,6 +62,8 @@ struct comba_graph {
   comba_graph_cost cost;
 };
 
+/* How much the node's block computes again. */
+comba_recompute comba_graph_level(const comba_graph *graph, const comba_node *node);
 /* Decides which nodes run again, gives what they write its second storage, and makes the schedule. */
 comba_status comba_graph_schedule(comba_graph *graph);
 /* Appends a storage; -1 with the graph failed if there is no memory. */

@@ -242,7 +242,9 @@ static void count_flops(comba_graph *graph) {
     if (node->runs[COMBA_RUN_AGAIN]) graph->cost.again_flops += node->signature.forward_flops;
   }
   graph->cost.nodes = graph->nodes;
-  graph->cost.recompute = graph->recompute;
+  graph->cost.blocks = graph->blocks;
+  graph->cost.recompute = graph->level;
+  graph->cost.recompute_blocks = graph->level_blocks < graph->blocks ? graph->level_blocks : graph->blocks;
 }
 
 comba_status comba_graph_layout(comba_graph *graph) {

@@ -5,6 +5,8 @@
  * storage, whose life begins there; the life of the first ends with its last reader in forward. The same kernels see the
  * same operands, so the results are the same bits.
  *
+ * The first blocks may drop more than the others: backward reaches them last, when what the others kept is free again.
+ *
  * Held in any case is what another block reads (a block's inputs among it), what is not of a block, and the caller's. */
 #include "core/graph_private.h"
 
@@ -12,6 +14,11 @@
 
 /* Up to so many FLOPs for each byte moved an operator is bound by memory on any device, and cheap to run again. */
 enum { CHEAP_FLOPS_PER_BYTE = 8 };
+
+comba_recompute comba_graph_level(const comba_graph *graph, const comba_node *node) {
+  if (!node->block || graph->level <= COMBA_RECOMPUTE_NONE) return COMBA_RECOMPUTE_NONE;
+  return node->block <= graph->level_blocks ? graph->level : graph->level - 1;
+}
 
 static double operand_bytes(const comba_graph *graph, comba_tensor *const *operand, int count) {
   double bytes = 0;
@@ -23,12 +30,13 @@ static double operand_bytes(const comba_graph *graph, comba_tensor *const *opera
 /* Whether the node may run again at all. Memory of the caller that a node writes, a state, has another value after that. */
 static bool may_run_again(const comba_graph *graph, const comba_node *node) {
   const comba_signature *s = &node->signature;
-  if (!node->block || graph->recompute <= COMBA_RECOMPUTE_NONE) return false;
+  const comba_recompute level = comba_graph_level(graph, node);
+  if (level == COMBA_RECOMPUTE_NONE) return false;
   for (int k = 0; k < s->inputs; k++)
     if (node->input[k] && graph->storage[node->input[k]->storage].written) return false;
   for (int k = 0; k < s->outputs; k++)
     if (graph->storage[node->output[k]->storage].written) return false;
-  if (graph->recompute == COMBA_RECOMPUTE_BLOCK) return true;
+  if (level == COMBA_RECOMPUTE_BLOCK) return true;
   return s->forward_flops <= CHEAP_FLOPS_PER_BYTE * (operand_bytes(graph, node->input, s->inputs) +
                                                      operand_bytes(graph, node->output, s->outputs));
 }
@@ -101,7 +109,7 @@ static void choose_nodes(comba_graph *graph) {
     if (!node->runs[COMBA_RUN_AGAIN]) continue;
     const double freed = freed_bytes(graph, node);
     node->runs[COMBA_RUN_AGAIN] =
-        freed > 0 && (graph->recompute == COMBA_RECOMPUTE_BLOCK || freed > spent_bytes(graph, node));
+        freed > 0 && (comba_graph_level(graph, node) == COMBA_RECOMPUTE_BLOCK || freed > spent_bytes(graph, node));
     if (node->runs[COMBA_RUN_AGAIN]) want(graph, node->input, s->inputs, UINT32_MAX);
   }
 }

@@ -1,14 +1,16 @@
 /* Running a model: a plan for each (pass, batch, length), made when first asked for and kept. */
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "model/pictures.h"
 
-static comba_status lay_out(comba_model *model, comba_plan *plan, comba_recompute recompute) {
+/* `level` in the first `blocks` layers, the level below it in the others. */
+static comba_status lay_out(comba_model *model, comba_plan *plan, comba_recompute level, int blocks) {
   const bool training = plan->pass == COMBA_PASS_TRAIN;
   comba_status status = comba_graph_create(&plan->graph, model->backend, training ? COMBA_GRAPH_BACKWARD : 0);
   if (status != COMBA_OK) return status;
-  comba_graph_set_recompute(plan->graph, recompute);
+  comba_graph_set_recompute(plan->graph, level, blocks);
   comba_build build = comba_model_build_context(model, plan->graph);
   build.batch = plan->batch;
   build.length = plan->length;
@@ -57,23 +59,42 @@ static size_t room(const comba_model *model) {
   return model->parameters.slab[0].data[COMBA_ARRAY_MOMENT1] ? available : less(available, bytes.moments);
 }
 
-/* Lays the plan out at the level that the options ask for, or for AUTO at the first that fits. */
-static comba_status lay_out_level(comba_model *model, comba_plan *plan) {
+/* The choices of AUTO, in order: nothing; LIGHT in the first 1, 2, ... all blocks; BLOCK in place of it in the first 1, 2, ... all. */
+static comba_status lay_out_choice(comba_model *model, comba_plan *plan, int choice, int blocks) {
+  if (!choice) return lay_out(model, plan, COMBA_RECOMPUTE_NONE, INT_MAX);
+  if (choice <= blocks) return lay_out(model, plan, COMBA_RECOMPUTE_LIGHT, choice);
+  return lay_out(model, plan, COMBA_RECOMPUTE_BLOCK, choice - blocks);
+}
+
+/* Lays the plan out by the first choice that fits, or the last. A bisection, which with more room goes the same way or to an earlier
+ * one: more memory never computes more again. */
+static comba_status lay_out_what_fits(comba_model *model, comba_plan *plan) {
   const comba_plan wanted = *plan;
-  const comba_recompute asked = plan->pass == COMBA_PASS_TRAIN ? model->options.recompute : COMBA_RECOMPUTE_NONE;
-  if (asked != COMBA_RECOMPUTE_AUTO) return lay_out(model, plan, asked);
   const size_t most = room(model);
-  comba_status status = COMBA_OK;
-  for (comba_recompute level = COMBA_RECOMPUTE_NONE;; level++) {
-    comba_graph_cost cost;
-    COMBA_TRY(lay_out(model, plan, level));
-    comba_graph_describe(plan->graph, &cost);
-    if (level == COMBA_RECOMPUTE_BLOCK || cost.arena_bytes <= most) return COMBA_OK;
-    comba_graph_free(plan->graph);
-    *plan = wanted;
+  int blocks = 0, first = 0, last = 0; /* the choice is one of first to last, which plan holds if it has been tried */
+  for (int choice = 0; first < last || !plan->graph; choice = (first + last) / 2) {
+    comba_plan trial = wanted;
+    comba_graph_cost cost = {0};
+    const comba_status status = lay_out_choice(model, &trial, choice, blocks);
+    if (status == COMBA_OK) comba_graph_describe(trial.graph, &cost);
+    if (!choice) last = 2 * (blocks = cost.blocks);
+    const bool taken = status == COMBA_OK && (cost.arena_bytes <= most || choice == 2 * blocks);
+    comba_graph_free(taken ? plan->graph : trial.graph);
+    if (status != COMBA_OK) return status;
+    if (taken) {
+      *plan = trial;
+      last = choice;
+    } else {
+      first = choice + 1;
+    }
   }
-cleanup:
-  return status;
+  return COMBA_OK;
+}
+
+/* Lays the plan out at the level that the options ask for. */
+static comba_status lay_out_level(comba_model *model, comba_plan *plan) {
+  const comba_recompute asked = plan->pass == COMBA_PASS_TRAIN ? model->options.recompute : COMBA_RECOMPUTE_NONE;
+  return asked == COMBA_RECOMPUTE_AUTO ? lay_out_what_fits(model, plan) : lay_out(model, plan, asked, INT_MAX);
 }
 
 static comba_status make_plan(comba_model *model, comba_plan *plan) {
@@ -305,6 +326,16 @@ comba_status comba_model_cost(comba_model *model, comba_pass pass, int64_t batch
   if (status == COMBA_OK) comba_graph_describe(plan.graph, cost);
   comba_graph_free(plan.graph);
   return status;
+}
+
+void comba_model_training_cost(const comba_model *model, comba_graph_cost *cost) {
+  const comba_plan *latest = NULL;
+  for (int i = 0; i < COMBA_MAX_PLANS; i++) {
+    const comba_plan *plan = &model->plan[i];
+    if (plan->graph && plan->pass == COMBA_PASS_TRAIN && (!latest || plan->last_use > latest->last_use)) latest = plan;
+  }
+  *cost = (comba_graph_cost){0};
+  if (latest) comba_graph_describe(latest->graph, cost);
 }
 
 uint64_t comba_model_training_passes(const comba_model *model) {

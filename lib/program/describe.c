@@ -67,17 +67,26 @@ cleanup:
 }
 
 static json_t *needs_json(const comba_model *model, const needs *n) {
-  json_t *object = json_pack(
-      "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:{s:I, s:I, s:I}}", "weights_bytes", (json_int_t)n->model.weights,
-      "narrow_weights_bytes", (json_int_t)n->model.narrow_weights, "gradients_bytes", (json_int_t)n->model.gradients,
-      "moments_bytes", (json_int_t)n->model.moments, "workspace_bytes", (json_int_t)n->cost.workspace_bytes,
-      "products_bytes", (json_int_t)model->backend->products_bytes, "total_bytes", (json_int_t)n->total, "recompute",
-      comba_recompute_names[n->cost.recompute], "arena_bytes_by_recompute", "none",
-      (json_int_t)n->arena[COMBA_RECOMPUTE_NONE], "light", (json_int_t)n->arena[COMBA_RECOMPUTE_LIGHT], "block",
-      (json_int_t)n->arena[COMBA_RECOMPUTE_BLOCK]);
+  json_t *object =
+      json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:i, s:i, s:{s:I, s:I, s:I}}", "weights_bytes",
+                (json_int_t)n->model.weights, "narrow_weights_bytes", (json_int_t)n->model.narrow_weights,
+                "gradients_bytes", (json_int_t)n->model.gradients, "moments_bytes", (json_int_t)n->model.moments,
+                "workspace_bytes", (json_int_t)n->cost.workspace_bytes, "products_bytes",
+                (json_int_t)model->backend->products_bytes, "total_bytes", (json_int_t)n->total, "recompute",
+                comba_recompute_names[n->cost.recompute], "recompute_blocks", n->cost.recompute_blocks, "blocks",
+                n->cost.blocks, "arena_bytes_by_recompute", "none", (json_int_t)n->arena[COMBA_RECOMPUTE_NONE], "light",
+                (json_int_t)n->arena[COMBA_RECOMPUTE_LIGHT], "block", (json_int_t)n->arena[COMBA_RECOMPUTE_BLOCK]);
   json_object_set_new(object, "available_bytes", n->available ? json_integer((json_int_t)n->available) : json_null());
   json_object_set_new(object, "fits", n->available ? json_boolean(n->total <= n->available) : json_null());
   return object;
+}
+
+const char *comba_describe_recompute(const comba_graph_cost *cost, char text[COMBA_RECOMPUTE_TEXT]) {
+  const char *const *name = &comba_recompute_names[cost->recompute];
+  if (cost->recompute_blocks == cost->blocks) return *name;
+  snprintf(text, COMBA_RECOMPUTE_TEXT, "%s in %d of %d blocks", *name, cost->recompute_blocks, cost->blocks);
+  if (cost->recompute == COMBA_RECOMPUTE_BLOCK) strcat(text, ", light in the others");
+  return text;
 }
 
 static void print_bytes(const char *words, size_t bytes) {
@@ -98,7 +107,8 @@ static void print_needs(const comba_model *model, const needs *n) {
   print_bytes(", arena", n->cost.arena_bytes);
   print_bytes("\narena        largest workspace", n->cost.workspace_bytes);
   print_bytes(", separate buffers would take", n->cost.unshared_bytes);
-  printf("\nrecompute    %s;", comba_recompute_names[n->cost.recompute]);
+  char text[COMBA_RECOMPUTE_TEXT];
+  printf("\nrecompute    %s;", comba_describe_recompute(&n->cost, text));
   print_bytes(" arena with none", n->arena[COMBA_RECOMPUTE_NONE]);
   print_bytes(", light", n->arena[COMBA_RECOMPUTE_LIGHT]);
   print_bytes(", block", n->arena[COMBA_RECOMPUTE_BLOCK]);

@@ -8,6 +8,7 @@
 #include "core/file.h"
 #include "model/model_private.h"
 #include "program/curves.h"
+#include "program/describe.h"
 #include "program/progress.h"
 
 enum { CHECKPOINT_SECONDS = 600 }; /* between checkpoints where no number of steps is given */
@@ -227,6 +228,18 @@ cleanup:
   return status;
 }
 
+/* What --recompute auto has chosen, where memory gave it a choice. */
+static void tell_recompute(loop *l) {
+  const comba_model *model = l->training->model;
+  const comba_options *o = &model->options;
+  comba_graph_cost cost;
+  char text[COMBA_RECOMPUTE_TEXT];
+  if (o->recompute != COMBA_RECOMPUTE_AUTO || !(o->memory || model->backend->memory->available)) return;
+  comba_model_training_cost(model, &cost);
+  comba_progress_print(&l->progress, "recompute: %s, arena %.2f GiB", comba_describe_recompute(&cost, text),
+                       (double)cost.arena_bytes / (1 << 30));
+}
+
 static comba_status evaluate(loop *l) {
   comba_training *training = l->training;
   double score = 0;
@@ -338,10 +351,12 @@ comba_status comba_train(comba_training *training, comba_training_result *result
   sigaction(SIGINT, &action, &old_int);
   sigaction(SIGTERM, &action, &old_term);
   l.began = l.logged_at = l.saved_at = comba_clock();
+  const int64_t first = l.step;
   comba_progress_start(&l.progress, "train", "step", l.step, o->steps, training->common->quiet);
   while (l.queued < o->steps && !interrupted &&
          !(o->max_minutes > 0 && comba_clock() - l.began > 60 * o->max_minutes)) {
     status = queue_step(&l);
+    if (status == COMBA_OK && l.queued == first + 1) tell_recompute(&l);
     const bool last = l.queued == o->steps, saves = !last && checkpoint_is_due(&l);
     const bool evaluates = training->evaluate && (last || l.queued % o->evaluate_every == 0);
     if (status == COMBA_OK && (evaluates || saves)) status = finish_step(&l);
