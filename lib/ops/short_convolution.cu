@@ -3,8 +3,9 @@
  *
  * Up to MOST_TAPS taps, a thread walks down a run of rows of a few neighbouring channels with the taps and the last W-1 inputs in
  * registers: each x (and dy) is read once, but for the W-1 rows around a run. More taps are rare: there a thread has one row and
- * channel. */
+ * channel, as it does in sequences of one token. */
 #include "core/cuda_packet.h"
+#include "ops/cuda_convolution_token.h"
 #include "ops/cuda_sequences.h"
 
 enum { X, WEIGHT, BIAS, STATE, CU_SEQLENS };
@@ -439,12 +440,23 @@ template <class T> static void any_backward(const problem<T> &p, T *dx, bool acc
     });
 }
 
+/* ---- One token of each sequence -------------------------------------------------------------------------------------- */
+
+template <class T> static bool is_token(const problem<T> &p) {
+  return p.sequences.length == 1 && !p.sequences.cu_seqlens && p.width <= CONVOLUTION_TOKEN_TAPS;
+}
+template <class T> static void token_forward(const problem<T> &p, T *y, float *new_state) {
+  const convolution_token<T> token = {p.channels, (int)p.width, p.silu, p.x, p.weight, p.bias, p.state, y, new_state};
+  comba_each(p.rows * p.channels, [=] __device__(int64_t i) { token.pass(i / token.channels, i % token.channels); });
+}
+
 /* ---- The operator ---------------------------------------------------------------------------------------------------- */
 
 template <class T> static void forward(const comba_call *call) {
   const problem<T> p = problem_of<T>(call);
   T *y = (T *)call->output[Y].data;
   float *new_state = (float *)call->output[NEW_STATE].data;
+  if (is_token(p)) return token_forward(p, y, new_state);
   if (can_walk(p))
     walk_forward(p, y);
   else
