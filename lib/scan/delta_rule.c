@@ -203,6 +203,12 @@ static const comba_case cases[] = {
     {.name = "recurrent, T 1",
      .attributes = &recurrent,
      .input = {CASE(2, 1, 1, 1, 16, 300), {COMBA_SHAPE(2, 1, 16, 300)}}},
+    {.name = "recurrent, T 1, 65 sequences",
+     .attributes = &recurrent,
+     .input = {CASE(65, 1, 2, 4, 8, 20), {COMBA_SHAPE(65, 4, 8, 20)}}},
+    {.name = "recurrent, T 3, after decay",
+     .attributes = &recurrent_after,
+     .input = {CASE(2, 3, 1, 2, 200, 23), {COMBA_SHAPE(2, 2, 200, 23)}}},
     {.name = "recurrent, T 2", .attributes = &recurrent, .input = {CASE(1, 2, 2, 2, 24, 16)}},
     {.name = "recurrent, T 64, after decay", .attributes = &recurrent_after, .input = {CASE(1, 64, 1, 2, 64, 64)}},
     {.name = "recurrent, T 150, groups, state",
@@ -243,6 +249,10 @@ static const comba_case cases[] = {
      .benchmark = true,
      .attributes = &recurrent,
      .input = {CASE(8, 1, 4, 4, 128, 128), {COMBA_SHAPE(8, 4, 128, 128)}}},
+    {.name = "decode, 64 sequences, 256",
+     .benchmark = true,
+     .attributes = &recurrent,
+     .input = {CASE(64, 1, 4, 4, 256, 256), {COMBA_SHAPE(64, 4, 256, 256)}}},
     {0}};
 
 const comba_op COMBA_VARIANT(comba_op_delta_rule) = {
