@@ -1,12 +1,11 @@
-/* Products x weight^T in which x has few rows, as in decoding, or the weight few: heads' gates. They are bound by the bytes of the
- * other side, which is read once, 16 bytes a thread and access; sums are in float. */
+/* Products x weight^T in which the weight has few rows: heads' gates. They are bound by the bytes of x, which is read once, 16 bytes a
+ * thread and access; sums are in float. Few rows of x: cuda_few_rows.h. */
 #ifndef COMBA_OPS_CUDA_THIN_H
 #define COMBA_OPS_CUDA_THIN_H
 
 #include "core/cuda_packet.h"
 
 enum {
-  THIN_ROWS = 4,    /* of x at most */
   THIN_COLUMNS = 8, /* of y at most */
   THIN_LANES = 8,   /* of a block, 32 threads wide, along the rows */
   THIN_PART = 256,  /* rows behind one partial sum of the gradient of the weight */
@@ -34,55 +33,6 @@ template <class T> static bool thin_columns(int64_t n, int64_t k) {
 
 static int64_t thin_parts(int64_t rows) {
   return (rows + THIN_PART - 1) / THIN_PART;
-}
-
-/* ---- Few rows ------------------------------------------------------------------------------------------------------- */
-
-enum { THIN_OUTPUTS = 2, THIN_WARPS = 4 }; /* columns of y of a warp, warps of a block */
-
-template <class T, int M>
-static __global__ void __launch_bounds__(THIN_WARPS * 32) multiply_few_rows(const thin_product<T> p, T *y) {
-  constexpr int pack = p.pack;
-  const int lane = threadIdx.x % 32;
-  const int first = (int)(blockIdx.x * THIN_WARPS + threadIdx.x / 32) * THIN_OUTPUTS;
-  const T *weight[THIN_OUTPUTS], *x[M];
-  float sum[M][THIN_OUTPUTS] = {};
-#pragma unroll
-  for (int j = 0; j < THIN_OUTPUTS; j++) weight[j] = p.weight + (int64_t)min(first + j, p.n - 1) * p.k;
-#pragma unroll
-  for (int m = 0; m < M; m++) x[m] = p.x + min((int64_t)m, p.rows - 1) * p.k;
-#pragma unroll 4
-  for (int c = lane * pack; c < p.k; c += 32 * pack) {
-    packet<T, pack> w[THIN_OUTPUTS];
-#pragma unroll
-    for (int j = 0; j < THIN_OUTPUTS; j++) w[j] = load_packet<pack>(weight[j] + c);
-#pragma unroll
-    for (int m = 0; m < M; m++) {
-      const packet<T, pack> in = load_packet<pack>(x[m] + c);
-#pragma unroll
-      for (int j = 0; j < THIN_OUTPUTS; j++)
-#pragma unroll
-        for (int i = 0; i < pack; i++) sum[m][j] += in[i] * w[j][i];
-    }
-  }
-#pragma unroll
-  for (int m = 0; m < M; m++)
-#pragma unroll
-    for (int j = 0; j < THIN_OUTPUTS; j++) {
-      const float total = warp_sum(sum[m][j]);
-      if (!lane && m < p.rows && first + j < p.n) store(y + (int64_t)m * p.n + first + j, total + p.offset(first + j));
-    }
-}
-
-template <class T> static void thin_multiply_rows(const thin_product<T> &p, T *y) {
-  const unsigned blocks = (unsigned)((p.n + THIN_WARPS * THIN_OUTPUTS - 1) / (THIN_WARPS * THIN_OUTPUTS));
-  if (p.rows == 1)
-    multiply_few_rows<T, 1><<<blocks, THIN_WARPS * 32, 0, comba_cuda_stream()>>>(p, y);
-  else if (p.rows == 2)
-    multiply_few_rows<T, 2><<<blocks, THIN_WARPS * 32, 0, comba_cuda_stream()>>>(p, y);
-  else
-    multiply_few_rows<T, THIN_ROWS><<<blocks, THIN_WARPS * 32, 0, comba_cuda_stream()>>>(p, y);
-  comba_cuda_note(cudaGetLastError(), "a product with few rows");
 }
 
 /* ---- Few columns ---------------------------------------------------------------------------------------------------- */

@@ -132,6 +132,9 @@ static const comba_case cases[] = {
     {.name = "three columns", .input = {{COMBA_SHAPE(2, 130, 72)}, {COMBA_SHAPE(3, 72)}, {COMBA_SHAPE(3)}}},
     {.name = "seven columns, 300 rows", .input = {{COMBA_SHAPE(300, 264)}, {COMBA_SHAPE(7, 264)}}},
     {.name = "a few rows at a time", .input = {{COMBA_SHAPE(3, 43, 48)}, {COMBA_SHAPE(80, 48)}, {COMBA_SHAPE(80)}}},
+    {.name = "five rows", .input = {{COMBA_SHAPE(5, 1096)}, {COMBA_SHAPE(18, 1096)}, {COMBA_SHAPE(18)}}},
+    {.name = "19 rows", .input = {{COMBA_SHAPE(19, 1, 72)}, {COMBA_SHAPE(2120, 72)}, {COMBA_SHAPE(2120)}}},
+    {.name = "64 rows", .input = {{COMBA_SHAPE(64, 1, 24)}, {COMBA_SHAPE(4250, 24)}}},
     {.name = "dweight by blocks of rows",
      .input = {{COMBA_SHAPE(3, 400, 66)}, {COMBA_SHAPE(70, 66)}, {COMBA_SHAPE(70)}}},
     {.name = "4096 x 256 x 256", .benchmark = true, .input = {{COMBA_SHAPE(64, 64, 256)}, {COMBA_SHAPE(256, 256)}}},
@@ -140,6 +143,8 @@ static const comba_case cases[] = {
      .benchmark = true,
      .input = {{COMBA_SHAPE(2, 1024, 1024)}, {COMBA_SHAPE(1024, 1024)}}},
     {.name = "4 rows, 1024 to 2816", .benchmark = true, .input = {{COMBA_SHAPE(4, 1024)}, {COMBA_SHAPE(2816, 1024)}}},
+    {.name = "64 rows, 1024 to 2816", .benchmark = true, .input = {{COMBA_SHAPE(64, 1024)}, {COMBA_SHAPE(2816, 1024)}}},
+    {.name = "64 rows, 2816 to 1024", .benchmark = true, .input = {{COMBA_SHAPE(64, 2816)}, {COMBA_SHAPE(1024, 2816)}}},
     {.name = "16384 rows, 1024 to 4", .benchmark = true, .input = {{COMBA_SHAPE(16384, 1024)}, {COMBA_SHAPE(4, 1024)}}},
     {0}};
 

@@ -1,4 +1,5 @@
 /* y (..., n) = x (..., m) weight (n, m)^T + bias (n);  dx = dy weight;  dweight += dy^T x;  dbias += column sums of dy */
+#include "ops/cuda_few_rows.h"
 #include "ops/cuda_thin.h"
 
 enum { X, WEIGHT, BIAS };
@@ -28,7 +29,9 @@ template <class T> static void forward(const comba_call *call) {
   const thin_product<T> narrow = thin<T>(call);
   if (thin_aligned<T>(narrow.x, narrow.weight, m)) {
     T *y = (T *)call->output[0].data;
-    if (narrow.rows <= THIN_ROWS) return thin_multiply_rows(narrow, y);
+    if (few_rows_fit<T>(narrow.rows, n, m))
+      return few_rows_multiply<T>(
+          {narrow.x, (int)narrow.rows, (int)m, 1, {{narrow.weight, narrow.bias, y, (int)n, 0}}});
     if (thin_columns<T>(n, m)) return thin_multiply_columns(narrow, y);
   }
   comba_cuda_product product = {};
