@@ -342,6 +342,8 @@ cuda_headers = \
 	lib/core/cuda_kernel.h \
 	lib/core/cuda_map.h \
 	lib/core/cuda_packet.h \
+	lib/ops/cuda_convolution_token.h \
+	lib/ops/cuda_few_rows.h \
 	lib/ops/cuda_gates.h \
 	lib/ops/cuda_grid.h \
 	lib/ops/cuda_row_span.h \
