@@ -311,6 +311,18 @@ static const char *check_accumulate(const op_reference *r, const char *variant, 
   return failure;
 }
 
+/* Backward makes what forward has not saved, to the bit. */
+static const char *check_without_saved(const op_reference *r, const char *variant, op_instance *instance) {
+  const comba_signature *s = &instance->signature;
+  if (!s->saved_optional) return NULL;
+  snapshots before = take_all(instance->input_gradient, s->inputs);
+  for (int i = 0; i < s->saved; i++) instance->call.saved[i].data = NULL;
+  run_backward(instance, r->wanted, r->given);
+  for (int i = 0; i < s->saved; i++) instance->call.saved[i].data = instance->saved[i].data;
+  return all_unchanged(r, variant, &before, instance->input_gradient, s->inputs, "gradient of input",
+                       "differs without saved tensors");
+}
+
 static const char *check_backward(const op_reference *r, const char *variant, op_instance *instance) {
   const gradients *exact = r->exact ? &r->exact->all : NULL;
   const int inputs = instance->op->inputs, outputs = instance->signature.outputs;
@@ -331,6 +343,7 @@ static const char *check_backward(const op_reference *r, const char *variant, op
   const char *kept = all_unchanged(r, variant, &before, instance->output_gradient, outputs, "gradient of output",
                                    "was changed by backward");
   if (!failure) failure = again ? again : kept;
+  if (!failure) failure = check_without_saved(r, variant, instance);
   if (!failure) failure = compare_gradients(r, variant, instance, r->wanted, &r->all, exact, "gradient of input");
   if (!failure) failure = check_accumulate(r, variant, instance);
   for (int i = 0; i < inputs && !failure; i++) {

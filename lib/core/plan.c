@@ -62,13 +62,15 @@ static comba_status derive_backward(comba_graph *graph) {
   return COMBA_OK;
 }
 
+/* At LIGHT backward makes them itself where it can; at BLOCK forward, which runs again, writes them. */
 static comba_status add_saved(comba_graph *graph) {
   const size_t real_size = graph->backend->size[COMBA_STATE];
   for (int i = 0; i < graph->nodes; i++) {
     comba_node *node = graph->node[i];
+    const bool made_again = comba_graph_level(graph, node) == COMBA_RECOMPUTE_LIGHT && node->signature.saved_optional;
     for (int k = 0; k < node->signature.saved; k++) {
       node->saved[k] = -1;
-      if (!node->runs[COMBA_RUN_BACKWARD]) continue;
+      if (!node->runs[COMBA_RUN_BACKWARD] || made_again) continue;
       node->saved[k] =
           comba_graph_add_storage(graph, (size_t)comba_shape_elements(&node->signature.saved_shape[k]) * real_size);
       if (node->saved[k] < 0) return comba_graph_status(graph);

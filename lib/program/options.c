@@ -149,8 +149,9 @@ static const struct argp_option memory_options[] = {
     {0, 0, 0, 0, "Memory:", 80},
     {"recompute", RECOMPUTE, "auto|none|light|block", 0,
      "What backward computes again instead of keeping it: nothing, the results of cheap operators (norms, activations, "
-     "convolutions), or whole layers; the results are the same bits. auto: the least that fits into --memory, or into "
-     "what the GPU has free, in as many layers as must be; on the CPU without --memory none (default auto)",
+     "convolutions) and on a GPU states of the delta rule, or whole layers; the results are the same bits. auto: the "
+     "least that fits into --memory, or into what the GPU has free, in as many layers as must be; on the CPU without "
+     "--memory none (default auto)",
      0},
     {"memory", MEMORY, "GIB", 0, "Memory that training may take (default: what the GPU has free)", 0},
     {0}};

@@ -1,40 +1,40 @@
 /* Forward of cuda_scalar.h: what each chunk has by itself (find_chunks), the states from chunk to chunk (cuda_scalar_scan.cu), and the
- * output, o = scale e^G (q S) + A (beta e). */
+ * output, o = scale e^G (q S) + A e. */
 #include "scan/cuda_fragment.h"
 #include "scan/cuda_scalar_private.h"
 
 /* ---- Workspace ------------------------------------------------------------------------------------------------------ */
 
-int64_t cuda_scalar_lay_out(buffers *b, const shape &s, float *base, bool backward, int64_t type_size) {
-  int64_t offset = 0;
-  const auto take = [&](int64_t elements, int64_t size) {
-    float *result = base ? base + offset : NULL;
-    offset += (elements * size / (int64_t)sizeof(float) + 63) / 64 * 64 + 64;
-    return result;
-  };
-  const int64_t rows = s.slots * CHUNK, values = rows * s.V, matrices = rows * CHUNK, f = sizeof(float), t = type_size;
-  *b = {};
-  b->G = (double *)take(rows, sizeof(double));
-  b->factors = take(rows * FACTORS, f);
-  b->states = take(s.slots * s.K * s.V, t);
-  if (s.delta) b->correction = take(matrices, t);
-  if (backward) {
-    b->beta = take(rows, f);
-    if (s.delta) b->errors = take(values, t);
-  } else {
-    b->A = take(matrices, t);
-    b->written = take(values, t);
-  }
-  return offset;
+int64_t cuda_scalar_lay_out_kept(buffers *b, const shape &s, float *base, int64_t type_size) {
+  cuda_arena arena = {base, 0};
+  const int64_t rows = s.slots * CHUNK;
+  b->G = take<double>(&arena, rows);
+  b->factors = take<float>(&arena, rows * FACTORS);
+  b->states = take<char>(&arena, s.slots * s.K * s.V * type_size);
+  b->errors = s.delta ? take<char>(&arena, rows * s.V * type_size) : NULL;
+  return arena.used;
 }
 
-comba_status cuda_scalar_infer(comba_signature *s, const cuda_scalar *c) {
+int64_t cuda_scalar_lay_out_rest(buffers *b, const shape &s, float *base, bool output, int64_t type_size) {
+  cuda_arena arena = {base, 0};
+  b->correction = s.delta ? take<char>(&arena, s.slots * MATRIX * type_size) : NULL;
+  b->A = output ? take<char>(&arena, s.slots * MATRIX * type_size) : NULL;
+  return arena.used;
+}
+
+comba_status cuda_scalar_infer(comba_signature *s, const cuda_scalar *c, int64_t type_size) {
   if (c->K > CUDA_SCALAR_KEYS)
     return comba_fail(COMBA_ERROR_UNSUPPORTED, "%s: keys of %lld channels, expected at most %d on a GPU", s->op,
                       (long long)c->K, CUDA_SCALAR_KEYS);
-  s->saved = 0; /* backward runs forward's chunks again: their states would fill the memory */
-  s->forward_workspace = is_decoded(c) ? 0 : cuda_scalar_workspace(c, false);
-  s->backward_workspace = cuda_scalar_workspace(c, true);
+  buffers b;
+  const shape x = shape_of(c);
+  const int64_t kept = cuda_scalar_lay_out_kept(&b, x, NULL, type_size);
+  s->saved = is_decoded(c) ? 0 : 1;
+  s->saved_shape[0] = {1, {kept}};
+  s->saved_optional = true;
+  s->forward_workspace = is_decoded(c) ? 0 : kept + cuda_scalar_lay_out_rest(&b, x, NULL, true, type_size);
+  s->backward_workspace =
+      kept + cuda_scalar_lay_out_rest(&b, x, NULL, false, type_size) + cuda_scalar_gradient_workspace(c, type_size);
   return COMBA_OK;
 }
 
@@ -74,7 +74,6 @@ static __device__ void find_gates(const pass &a, const cuda_piece &piece, int64_
   float *factors = a.b.factors + slot * FACTORS * CHUNK;
   for (int i = lane; i < CHUNK; i += 32) {
     a.b.G[slot * CHUNK + i] = G[i];
-    if (a.b.beta) a.b.beta[slot * CHUNK + i] = beta[i];
     factors[READ * CHUNK + i] = feedback_decay(G, i, a.c.after_decay);
     factors[BETA * CHUNK + i] = beta[i];
     factors[LEFT * CHUNK + i] = decay(G[CHUNK - 1] - G[i]);
@@ -167,7 +166,7 @@ template <class T, bool delta> static __global__ void __launch_bounds__(delta ? 
   if (!feedback && a.b.A) {
     tile_each<CHUNK>([&](int n, int i, int r, int column) {
       const int row = first_row + r;
-      sum[n][i] = column <= row ? a.c.scale * decay(G[row] - G[column]) * sum[n][i] : 0;
+      sum[n][i] = column <= row ? a.c.scale * decay(G[row] - G[column]) * beta[column] * sum[n][i] : 0;
     });
     T *A = (T *)a.b.A + slot * MATRIX + first_row * CHUNK;
     tile_each<CHUNK>([&](int n, int i, int row, int column) {
@@ -205,8 +204,10 @@ template <class T> static __global__ void __launch_bounds__(128) find_output(con
   if (!piece.count) return;
   const int64_t q_stride = a.c.q_heads * K, slices = (K + TILE - 1) / TILE;
   const T *q = (const T *)a.c.q + piece.row * q_stride + head / (a.s.heads / a.c.q_heads) * K;
+  const int64_t v_stride = a.c.v_heads * V;
+  const T *v = (const T *)a.c.v + piece.row * v_stride + head / (a.s.heads / a.c.v_heads) * V;
   const T *states = (const T *)a.b.states + slot * K * V + channel;
-  /* the pair of q and S by 64 channels, last that of A and what is written */
+  /* the pair of q and S by 64 channels, last that of A and e */
   const auto copy = [&](int64_t pair) {
     T *left = (T *)shared + pair % 2 * 2 * tile_elements<T>, *right = left + tile_elements<T>;
     const int64_t first = pair * TILE;
@@ -215,7 +216,10 @@ template <class T> static __global__ void __launch_bounds__(128) find_output(con
       tile_copy(right, states + first * V, V, (int)min((int64_t)TILE, K - first), V - channel, a.values_aligned);
     } else if (pair == slices) {
       tile_copy(left, (const T *)a.b.A + slot * MATRIX, CHUNK, CHUNK, CHUNK, true);
-      tile_copy(right, (const T *)a.b.written + slot * CHUNK * V + channel, V, CHUNK, V - channel, a.values_aligned);
+      if (a.s.delta)
+        tile_copy(right, (const T *)a.b.errors + slot * CHUNK * V + channel, V, CHUNK, V - channel, a.values_aligned);
+      else
+        tile_copy(right, v + channel, v_stride, piece.count, V - channel, a.values_aligned);
     }
     close_copies();
   };
@@ -273,12 +277,13 @@ template <class T> void cuda_scalar_advance(const cuda_scalar *c, const shape &s
   advance<T>(pass_of<T>(c, s, b));
 }
 
-template <class T> void cuda_scalar_forward(const cuda_scalar *c, float *workspace) {
+template <class T> void cuda_scalar_forward(const cuda_scalar *c, float *kept, float *workspace) {
   if (is_decoded(c)) return cuda_scalar_decode<T>(c);
   constexpr int bytes = 4 * tile_elements<T> * (int)sizeof(T);
   const shape s = shape_of(c);
   buffers b;
-  cuda_scalar_lay_out(&b, s, workspace, false, sizeof(T));
+  const int64_t used = cuda_scalar_lay_out_kept(&b, s, kept ? kept : workspace, sizeof(T));
+  cuda_scalar_lay_out_rest(&b, s, workspace + (kept ? 0 : used), true, sizeof(T));
   const pass a = pass_of<T>(c, s, b);
   advance<T>(a);
   comba_cuda_note(cudaFuncSetAttribute(find_output<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
@@ -289,5 +294,5 @@ template <class T> void cuda_scalar_forward(const cuda_scalar *c, float *workspa
 
 template void cuda_scalar_advance<float>(const cuda_scalar *, const shape &, const buffers &);
 template void cuda_scalar_advance<bfloat16>(const cuda_scalar *, const shape &, const buffers &);
-template void cuda_scalar_forward<float>(const cuda_scalar *, float *);
-template void cuda_scalar_forward<bfloat16>(const cuda_scalar *, float *);
+template void cuda_scalar_forward<float>(const cuda_scalar *, float *, float *);
+template void cuda_scalar_forward<bfloat16>(const cuda_scalar *, float *, float *);

@@ -28,9 +28,10 @@ typedef struct cuda_scalar {
   bool add_q, add_k, add_p, add_v, add_beta, add_g, add_state;
 } cuda_scalar;
 
-/* Saved tensors and workspaces; and the passes. */
-comba_status cuda_scalar_infer(comba_signature *s, const cuda_scalar *problem);
-template <class T> void cuda_scalar_forward(const cuda_scalar *problem, float *workspace);
-template <class T> void cuda_scalar_backward(const cuda_scalar *problem, float *workspace);
+/* Saved tensors and workspaces, with activations of `type_size` bytes. */
+comba_status cuda_scalar_infer(comba_signature *s, const cuda_scalar *problem, int64_t type_size);
+/* `kept`: the saved tensor. Without it forward leaves nothing, and backward runs forward's chunks again. */
+template <class T> void cuda_scalar_forward(const cuda_scalar *problem, float *kept, float *workspace);
+template <class T> void cuda_scalar_backward(const cuda_scalar *problem, float *kept, float *workspace);
 
 #endif

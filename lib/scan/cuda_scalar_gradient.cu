@@ -98,7 +98,7 @@ template <class T, bool delta> static __global__ void __launch_bounds__(THREADS)
   load_keys(0);
   if (threadIdx.x < CHUNK) {
     G[threadIdx.x] = x.G[slot * CHUNK + threadIdx.x];
-    beta[threadIdx.x] = x.beta[slot * CHUNK + threadIdx.x];
+    beta[threadIdx.x] = x.beta_at(slot)[threadIdx.x];
   }
   float score[delta ? 2 : 1][HALF / 8][4] = {};
   for (int block = 0; block < x.blocks; block++) {
@@ -380,11 +380,14 @@ template <class T> static int64_t lay_out(gradient_problem<T> *x, const cuda_sca
   return arena.used;
 }
 
-int64_t cuda_scalar_workspace(const cuda_scalar *c, bool backward) {
-  buffers b;
-  gradient_problem<float> x = {};
+template <class T> static int64_t workspace_of(const cuda_scalar *c) {
+  gradient_problem<T> x = {};
   x.s = shape_of(c);
-  return cuda_scalar_lay_out(&b, x.s, NULL, backward, sizeof(float)) + (backward ? lay_out(&x, c, NULL) : 0);
+  return lay_out(&x, c, NULL);
+}
+
+int64_t cuda_scalar_gradient_workspace(const cuda_scalar *c, int64_t type_size) {
+  return type_size == sizeof(float) ? workspace_of<float>(c) : workspace_of<bfloat16>(c);
 }
 
 template <class T, bool delta> static void run(const gradient_problem<T> &x) {
@@ -402,15 +405,20 @@ template <class T, bool delta> static void run(const gradient_problem<T> &x) {
     back(std::integral_constant<int, 256>());
 }
 
-template <class T> void cuda_scalar_backward(const cuda_scalar *given, float *workspace) {
+template <class T> void cuda_scalar_backward(const cuda_scalar *given, float *kept, float *workspace) {
   cuda_scalar c = *given;
   c.final_state = NULL; /* forward has written it */
   buffers b;
   gradient_problem<T> x = {};
   x.s = shape_of(&c);
-  const int64_t used = cuda_scalar_lay_out(&b, x.s, workspace, true, sizeof(T));
+  int64_t used = cuda_scalar_lay_out_kept(&b, x.s, kept ? kept : workspace, sizeof(T));
+  if (kept) {
+    used = 0;
+  } else {
+    used += cuda_scalar_lay_out_rest(&b, x.s, workspace + used, false, sizeof(T));
+    cuda_scalar_advance<T>(&c, x.s, b);
+  }
   lay_out(&x, &c, workspace + used);
-  cuda_scalar_advance<T>(&c, x.s, b);
   x.q_group = (int)(c.heads / c.q_heads);
   x.k_group = (int)(c.heads / c.k_heads);
   x.v_group = (int)(c.heads / c.v_heads);
@@ -421,7 +429,6 @@ template <class T> void cuda_scalar_backward(const cuda_scalar *given, float *wo
   x.scale = c.scale;
   x.after_decay = c.after_decay;
   x.G = b.G;
-  x.beta = b.beta;
   x.q = (const T *)c.q;
   x.k = (const T *)c.k;
   x.p = (const T *)(c.p ? c.p : c.k);
@@ -459,5 +466,5 @@ template <class T> void cuda_scalar_backward(const cuda_scalar *given, float *wo
   if (x.shared_dv) unpack(x.s, x.shared_dv, c.v_heads, c.V, x.dv, c.add_v);
 }
 
-template void cuda_scalar_backward<float>(const cuda_scalar *, float *);
-template void cuda_scalar_backward<bfloat16>(const cuda_scalar *, float *);
+template void cuda_scalar_backward<float>(const cuda_scalar *, float *, float *);
+template void cuda_scalar_backward<bfloat16>(const cuda_scalar *, float *, float *);

@@ -1,4 +1,4 @@
-/* Backward of cuda_scalar.h, after forward's chunks have run again. S is the state before a chunk, dS' the gradient of the
+/* Backward of cuda_scalar.h, from what forward's chunks have left. S is the state before a chunk, dS' the gradient of the
  * state after it, e the errors, y the gradient of beta e; the rest as in delta_rule_chunk.c. Five kernels:
  *   prepare      a slot:  A, L; y0 = (A X)^T do and W = X^T e^{G_n - G} k, where X = (I + L2)^-1 and L2_ij = beta_i L_ij
  *   go_back      a lane and head, 64 columns of V: dS' stays in registers from the last chunk to the first
@@ -27,7 +27,6 @@ template <class T> struct gradient_problem {
   float scale;
   bool after_decay, aligned;
   const double *G;      /* (slots, CHUNK) */
-  const float *beta;    /* (slots, CHUNK) */
   const float *factors; /* (slots, FACTORS, CHUNK) */
   const T *q, *k, *p, *v, *output_gradient;
   const T *states, *errors;
@@ -60,6 +59,9 @@ template <class T> struct gradient_problem {
   /* Rows of the output's gradient: none where it is absent. */
   __device__ int output_rows(const cuda_piece &p) const {
     return output_gradient ? p.count : 0;
+  }
+  __device__ const float *beta_at(int64_t slot) const {
+    return factors + (slot * FACTORS + BETA) * CHUNK;
   }
   /* The decay exponent P of feedback at token i. */
   __device__ double feedback_sum(const double *G, int i) const {

@@ -70,7 +70,7 @@ static __global__ void __launch_bounds__(SCORE_THREADS) find_score_gradients(con
   load_values(0);
   if (threadIdx.x < CHUNK) {
     G[threadIdx.x] = x.G[slot * CHUNK + threadIdx.x];
-    beta[threadIdx.x] = x.beta[slot * CHUNK + threadIdx.x];
+    beta[threadIdx.x] = x.beta_at(slot)[threadIdx.x];
   }
   float gradient[products][CHUNK / 8][4] = {};
   for (int block = 0; block * BLOCK < V; block++) {

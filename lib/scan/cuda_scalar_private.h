@@ -22,14 +22,15 @@ enum { READ, BETA, LEFT, DECAY, FACTORS };
 /* With M = stril(e^{P_i - G_j} p_i k_j) and D = diag(beta), feedback within a chunk is e = (I + M D)^-1 r, r = v - e^P (p S). The
  * resolvent R = (I + M D)^-1 M gives it as e = r - C r, C = R D: nothing is rounded to T but the correction. */
 typedef struct buffers {
-  double *G;            /* (slots, CHUNK): inclusive sums of gates */
-  float *factors;       /* (slots, FACTORS, CHUNK) */
-  void *A, *correction; /* T (slots, CHUNK, CHUNK): tril(scale e^{G_i - G_j} q_i k_j); C */
-  void *written;        /* T (slots, CHUNK, V): beta e */
-  void *states;         /* T (slots, K, V): before each chunk */
-  /* for backward, instead of A and `written` */
-  float *beta;  /* (slots, CHUNK) */
-  void *errors; /* T (slots, CHUNK, V): e */
+  /* what backward reads too */
+  double *G;      /* (slots, CHUNK): inclusive sums of gates */
+  float *factors; /* (slots, FACTORS, CHUNK) */
+  void *states;   /* T (slots, K, V): before each chunk */
+  void *errors;   /* T (slots, CHUNK, V): e; NULL without delta, where it is v */
+  /* of forward alone */
+  void *correction; /* T (slots, CHUNK, CHUNK): C; NULL without delta */
+  void *
+      A; /* T (slots, CHUNK, CHUNK): tril(scale e^{G_i - G_j} q_i k_j beta_j); NULL where nothing asks for the output */
 } buffers;
 
 /* The argument of every kernel. */
@@ -40,15 +41,15 @@ typedef struct pass {
   bool keys_aligned, values_aligned; /* rows of q, k and p, and of v and o, begin at multiples of 16 bytes */
 } pass;
 
-/* Lays everything out from `base` on; returns the number of floats. Activations get float's room whatever T is. What feedback
- * alone needs has no room without it. */
-int64_t cuda_scalar_lay_out(buffers *b, const shape &s, float *base, bool backward, int64_t type_size);
+/* Lay out what backward reads too, and the rest, from `base` on; return the number of floats. */
+int64_t cuda_scalar_lay_out_kept(buffers *b, const shape &s, float *base, int64_t type_size);
+int64_t cuda_scalar_lay_out_rest(buffers *b, const shape &s, float *base, bool output, int64_t type_size);
 
 /* What `buffers` has room for, and the final state. */
 template <class T> void cuda_scalar_advance(const cuda_scalar *c, const shape &s, const buffers &b);
-/* Floats of workspace. */
-int64_t cuda_scalar_workspace(const cuda_scalar *c, bool backward);
-/* The states before each chunk, and what is written to them. */
+/* Floats of workspace that backward needs besides `buffers`. */
+int64_t cuda_scalar_gradient_workspace(const cuda_scalar *c, int64_t type_size);
+/* The states before each chunk, and the errors. */
 template <class T> void cuda_scalar_scan(const pass &p);
 /* Token by token: the whole of forward, for sequences of a few tokens. */
 template <class T> void cuda_scalar_decode(const cuda_scalar *c);

@@ -126,7 +126,6 @@ static __global__ void __launch_bounds__(WARPS * 32, sizeof(T) == sizeof(float) 
       const float v = load(tile + token * stride + warp_channel + row_channel(i / 2));
       e[n][i] = delta ? v - factors[READ * CHUNK + token] * e[n][i] : v;
     });
-    const int64_t values = slot * CHUNK * V + first_channel;
     if (delta) {
       tile = next_tile();
       factors = (const float *)(tile + tile_elements<T>);
@@ -137,10 +136,10 @@ static __global__ void __launch_bounds__(WARPS * 32, sizeof(T) == sizeof(float) 
       tile_each<half>([&](int n, int i, int, int) { e[parts + n][i] -= correction[n][i]; });
       row_multiply<half, half, true>(earlier, e, tile, stride, scratch);
       tile_each<half>([&](int n, int i, int, int) { e[n][i] -= earlier[n][i]; });
-      if (a.b.errors) store_transposed<CHUNK>((T *)a.b.errors + values, V, CHUNK, channels, a.values_aligned, e);
+      store_transposed<CHUNK>((T *)a.b.errors + (slot * CHUNK * V + first_channel), V, CHUNK, channels,
+                              a.values_aligned, e);
       tile_each<CHUNK>([&](int n, int i, int, int token) { e[n][i] *= factors[BETA * CHUNK + token]; });
     }
-    if (a.b.written) store_transposed<CHUNK>((T *)a.b.written + values, V, CHUNK, channels, a.values_aligned, e);
     tile_each<CHUNK>([&](int n, int i, int, int token) { e[n][i] *= factors[LEFT * CHUNK + token]; });
 
     const float left = factors[DECAY * CHUNK + CHUNK - 1];

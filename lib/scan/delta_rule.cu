@@ -19,11 +19,11 @@ static cuda_scalar problem_of(const comba_shape *shapes, const comba_delta_rule_
   return c;
 }
 
-static comba_status infer(comba_signature *s) {
+template <class T> static comba_status infer(comba_signature *s) {
   static const int32_t packed = 0; /* any address: packed sequences need slots of their own */
   cuda_scalar c = problem_of(s->input, (const comba_delta_rule_attributes *)s->attributes);
   c.cu_seqlens = s->input[CU_SEQLENS].rank ? &packed : NULL;
-  return cuda_scalar_infer(s, &c);
+  return cuda_scalar_infer(s, &c, sizeof(T));
 }
 
 static cuda_scalar operands_of(const comba_call *call) {
@@ -45,7 +45,7 @@ static cuda_scalar operands_of(const comba_call *call) {
 
 template <class T> static void forward(const comba_call *call) {
   const cuda_scalar c = operands_of(call);
-  cuda_scalar_forward<T>(&c, (float *)call->workspace);
+  cuda_scalar_forward<T>(&c, (float *)call->saved[0].data, (float *)call->workspace);
 }
 
 template <class T> static void backward(const comba_call *call) {
@@ -66,7 +66,8 @@ template <class T> static void backward(const comba_call *call) {
   c.add_beta = call->accumulate[BETA];
   c.add_g = call->accumulate[GATE];
   c.add_state = call->accumulate[INITIAL_STATE];
-  cuda_scalar_backward<T>(&c, (float *)call->workspace);
+  cuda_scalar_backward<T>(&c, (float *)call->saved[0].data, (float *)call->workspace);
 }
 
-COMBA_CUDA_ROW(delta_rule, infer, 1u << VALUE | 1u << INITIAL_STATE | 1u << BETA | 1u << GATE | 1u << CU_SEQLENS);
+COMBA_CUDA_ROW(delta_rule, infer<float>, 1u << VALUE | 1u << INITIAL_STATE | 1u << BETA | 1u << GATE | 1u << CU_SEQLENS,
+               infer<bfloat16>);

@@ -73,7 +73,7 @@ static comba_status infer(comba_signature *s) {
   const cuda_scalar c = scalar_of(p, s->input[CU_SEQLENS].rank ? &packed : NULL);
   mesa_buffers b;
   comba_signature scalar = *s; /* backward's, whose states are not saved */
-  const comba_status status = cuda_scalar_infer(&scalar, &c);
+  const comba_status status = cuda_scalar_infer(&scalar, &c, sizeof(float));
   if (status != COMBA_OK) return status;
   s->forward_workspace = lay_out(&b, p, NULL, false);
   s->backward_workspace = lay_out(&b, p, NULL, true) + scalar.backward_workspace;
@@ -267,7 +267,7 @@ template <class T> static void backward(const comba_call *call) {
   c.add_v = call->accumulate[KEY];
   c.add_g = call->accumulate[GATE];
   c.add_state = call->accumulate[INITIAL_STATE];
-  cuda_scalar_backward<T>(&c, b.scalar);
+  cuda_scalar_backward<T>(&c, NULL, b.scalar);
 
   if (dk)
     comba_each(rows * K, [=] __device__(int64_t i) { put(dk + i, beta[i / K] * load(written_gradient + i), true); });

@@ -20,11 +20,11 @@ static cuda_scalar problem_of(const comba_shape *shapes, const comba_scalar_deca
   return c;
 }
 
-static comba_status infer(comba_signature *s) {
+template <class T> static comba_status infer(comba_signature *s) {
   static const int32_t packed = 0; /* any address: packed sequences need slots of their own */
   cuda_scalar c = problem_of(s->input, (const comba_scalar_decay_attributes *)s->attributes);
   c.cu_seqlens = s->input[CU_SEQLENS].rank ? &packed : NULL;
-  return cuda_scalar_infer(s, &c);
+  return cuda_scalar_infer(s, &c, sizeof(T));
 }
 
 static cuda_scalar operands_of(const comba_call *call) {
@@ -44,7 +44,7 @@ static cuda_scalar operands_of(const comba_call *call) {
 
 template <class T> static void forward(const comba_call *call) {
   const cuda_scalar c = operands_of(call);
-  cuda_scalar_forward<T>(&c, (float *)call->workspace);
+  cuda_scalar_forward<T>(&c, (float *)call->saved[0].data, (float *)call->workspace);
 }
 
 template <class T> static void backward(const comba_call *call) {
@@ -61,7 +61,7 @@ template <class T> static void backward(const comba_call *call) {
   c.add_v = call->accumulate[VALUE];
   c.add_g = call->accumulate[GATE];
   c.add_state = call->accumulate[INITIAL_STATE];
-  cuda_scalar_backward<T>(&c, (float *)call->workspace);
+  cuda_scalar_backward<T>(&c, (float *)call->saved[0].data, (float *)call->workspace);
 }
 
-COMBA_CUDA_ROW(scalar_decay, infer, 1u << INITIAL_STATE);
+COMBA_CUDA_ROW(scalar_decay, infer<float>, 1u << INITIAL_STATE, infer<bfloat16>);
