@@ -144,6 +144,8 @@ kernel_sources = \
 	lib/ops/bounded_gate.c \
 	lib/ops/channel_decay.c \
 	lib/ops/channels_to_tokens.c \
+	lib/ops/closed_loop.c \
+	lib/ops/closed_loop.h \
 	lib/ops/complement.c \
 	lib/ops/constant.c \
 	lib/ops/conversion.h \
@@ -165,7 +167,6 @@ kernel_sources = \
 	lib/ops/gradient_clip.c \
 	lib/ops/grid_move.h \
 	lib/ops/grid_order.h \
-	lib/ops/head_scale.c \
 	lib/ops/hedgehog.c \
 	lib/ops/l2_norm.c \
 	lib/ops/last_token.c \
@@ -280,6 +281,7 @@ cuda_sources = \
 	lib/ops/bounded_gate.cu \
 	lib/ops/channel_decay.cu \
 	lib/ops/channels_to_tokens.cu \
+	lib/ops/closed_loop.cu \
 	lib/ops/complement.cu \
 	lib/ops/constant.cu \
 	lib/ops/convolution.cu \
@@ -293,7 +295,6 @@ cuda_sources = \
 	lib/ops/exponential_gate.cu \
 	lib/ops/gated_rms_norm.cu \
 	lib/ops/gradient_clip.cu \
-	lib/ops/head_scale.cu \
 	lib/ops/hedgehog.cu \
 	lib/ops/l2_norm.cu \
 	lib/ops/last_token.cu \

@@ -42,23 +42,11 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   comba_tensor *decay = inner_decay ? comba_build_head_scalar(build, "decay", H, COMBA_DRAW_CONSTANT, 1) : NULL;
   comba_tensor *D = correct ? comba_build_head_scalar(build, "D", H, COMBA_DRAW_CONSTANT, initial_d) : NULL;
 
-  if (c->correction_after_norm) {
-    q = comba_l2_norm(graph, q, COMBA_L2_EPSILON);
-    k = comba_l2_norm(graph, k, COMBA_L2_EPSILON);
-  }
-  comba_tensor *scaled = inner_decay ? comba_head_scale(graph, k, decay) : k;
-  if (correct) q = comba_output_correction(graph, q, scaled, D);
-  comba_tensor *p = c->use_feedback_decay ? scaled : k;
-  if (!c->correction_after_norm) {
-    comba_tensor *unit = comba_l2_norm(graph, k, COMBA_L2_EPSILON);
-    q = comba_l2_norm(graph, q, COMBA_L2_EPSILON);
-    /* the paper's feedback is sigmoid(decay) times the normalised key */
-    if (!c->p_normalize) p = c->use_feedback_decay && inner_decay ? comba_head_scale(graph, unit, decay) : unit;
-    k = unit;
-  }
-  if (c->p_normalize) p = comba_l2_norm(graph, p, COMBA_L2_EPSILON);
-
-  comba_tensor *o = comba_build_delta_rule(build, q, k, p, v, beta, g, c->transition == IPLR);
+  const comba_closed_loop_attributes loop = {COMBA_L2_EPSILON, c->correction_after_norm, c->p_normalize,
+                                             c->use_feedback_decay};
+  comba_tensor *more[COMBA_MAX_OUTPUTS - 1] = {NULL};
+  q = comba_closed_loop(graph, q, k, decay, D, loop, more);
+  comba_tensor *o = comba_build_delta_rule(build, q, more[0], more[1], v, beta, g, c->transition == IPLR);
   comba_tensor *gate =
       c->use_output_gate ? comba_build_linear(build, "g_proj", x, HV * comba_value_dim(&c->heads), false) : NULL;
   return comba_build_head_output(build, "o_norm.weight", o, gate,

@@ -172,11 +172,6 @@ static inline comba_tensor *comba_bonus(comba_graph *graph, comba_tensor *o, com
   return COMBA_APPEND(graph, bonus, NULL, NULL, o, r, k, v, w);
 }
 
-/* y (B,T,H,K) = sigmoid(s_h) x: Comba's inner decay, p = sigmoid(decay) k */
-static inline comba_tensor *comba_head_scale(comba_graph *graph, comba_tensor *x, comba_tensor *s) {
-  return COMBA_APPEND(graph, head_scale, NULL, NULL, x, s);
-}
-
 /* y (B,T,H,K) = q - d_h p: Comba's output correction (paper Eq. 5); d (H) */
 typedef struct comba_output_correction_attributes {
   bool adds; /* y = q + d_h p: what a state space model's input skips its state by (comba_head_skip) */
@@ -189,6 +184,21 @@ static inline comba_tensor *comba_output_correction(comba_graph *graph, comba_te
 static inline comba_tensor *comba_head_skip(comba_graph *graph, comba_tensor *y, comba_tensor *x, comba_tensor *d) {
   comba_output_correction_attributes attributes = {true};
   return COMBA_APPEND(graph, output_correction, &attributes, NULL, y, x, d);
+}
+
+/* What Comba's recurrence reads, from q and k (B,T,H,K), decay s and correction D (H), both optional, all in one pass:
+ *   q' = norm(q - D_h sigmoid(s_h) k), and in `more` k' = norm(k), p' = norm(sigmoid(s_h) k)
+ * norm as in l2_norm; closed_loop.c has what the flags change. */
+typedef struct comba_closed_loop_attributes {
+  double epsilon;
+  bool after_norm;     /* q - D p of vectors that are normalised already */
+  bool p_normalize;    /* false: p' = sigmoid(s_h) k' */
+  bool feedback_decay; /* false: p' without sigmoid(s_h) */
+} comba_closed_loop_attributes;
+static inline comba_tensor *comba_closed_loop(comba_graph *graph, comba_tensor *q, comba_tensor *k, comba_tensor *s,
+                                              comba_tensor *d, comba_closed_loop_attributes attributes,
+                                              comba_tensor *more[COMBA_MAX_OUTPUTS - 1]) {
+  return COMBA_APPEND(graph, closed_loop, &attributes, more, q, k, s, d);
 }
 
 /* Log decay g (B,T,H) <= 0, clamped at -100 (the gradient is zero where clamped):
