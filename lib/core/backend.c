@@ -6,6 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifdef HAVE_CUDA
+#include "core/cuda.h"
+#endif
+
 extern const comba_op *const comba_op_table_baseline[];
 #ifdef COMBA_HAVE_X86_VARIANTS
 extern const comba_op *const comba_op_table_v3[];
@@ -78,4 +82,11 @@ comba_status comba_backend_open(const comba_backend **backend, const comba_optio
   if (checked != COMBA_OK) return checked;
   *backend = comba_backend_cpu();
   return COMBA_OK;
+}
+
+const char *comba_backend_unused_gpu(void) {
+#ifdef HAVE_CUDA
+  if (comba_cuda_open() != COMBA_OK && comba_cuda_is_there()) return comba_last_error();
+#endif
+  return NULL;
 }

@@ -41,5 +41,7 @@ comba_status comba_backend_cuda_planned(const comba_backend **backend, bool narr
 comba_status comba_backend_open(const comba_backend **backend, const comba_options *options);
 /* Likewise, to describe what it would run: a GPU that is asked for need not be there. */
 comba_status comba_backend_plan(const comba_backend **backend, const comba_options *options);
+/* Why device AUTO leaves a GPU alone that is there; NULL where it takes it, or there is none. Valid until the next failure. */
+const char *comba_backend_unused_gpu(void);
 
 #endif

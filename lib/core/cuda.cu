@@ -87,6 +87,11 @@ comba_status comba_cuda_open() {
   return COMBA_OK;
 }
 
+bool comba_cuda_is_there() {
+  int driver = 0, count = 0;
+  return cudaDriverGetVersion(&driver) == cudaSuccess && driver && cudaGetDeviceCount(&count) != cudaErrorNoDevice;
+}
+
 const char *comba_cuda_name() {
   return device.name;
 }

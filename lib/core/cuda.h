@@ -27,6 +27,8 @@ typedef struct comba_cuda_op {
 
 /* Makes the first GPU ready for the calling process; once. */
 comba_status comba_cuda_open(void);
+/* Whether there is a driver and, as far as it can tell, a GPU. */
+bool comba_cuda_is_there(void);
 /* "NVIDIA H200, sm_90, CUDA 13.0": after comba_cuda_open. */
 const char *comba_cuda_name(void);
 /* Of matrix products, allocated when the GPU is opened. */

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/backend.h"
 #include "program/manual.h"
 #include "program/version.h"
 
@@ -94,7 +95,8 @@ int comba_option_choice(const struct argp_state *state, const char *option, cons
 enum { DEVICE = 0x1000, PRECISION, MODE, THREADS, SEED, JSON, QUIET };
 static const struct argp_option common_options[] = {
     {0, 0, 0, 0, "Common:", 90},
-    {"device", DEVICE, "cpu|cuda|auto", 0, "Where to compute; auto takes a GPU if there is one (default auto)", 0},
+    {"device", DEVICE, "cpu|cuda|auto", 0,
+     "Where to compute; auto takes a GPU if there is one that works (default auto)", 0},
     {"precision", PRECISION, "auto|float32|bf16", 0,
      "Type of activations and of the weights in products; auto is bf16 on a GPU, float32 on the CPU (default auto)", 0},
     {"mode", MODE, "auto|chunk|recurrent", 0,
@@ -139,6 +141,8 @@ comba_options comba_common_apply(const comba_common_options *common) {
   options.mode = common->mode;
   options.seed = common->seed;
   comba_set_threads(common->threads);
+  const char *why = options.device == COMBA_DEVICE_AUTO ? comba_backend_unused_gpu() : NULL;
+  if (why) fprintf(stderr, "computing on the CPU: %s\n", why);
   return options;
 }
 
