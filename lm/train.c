@@ -123,6 +123,7 @@ static comba_status run(options *o) {
       .options = o->training,
       .unit = "tokens",
       .units_per_step = o->training.batch_size * o->training.gradient_accumulation * o->length,
+      .length = o->length,
       .settings = run_settings(&s),
       .context = &s,
       .next = next,

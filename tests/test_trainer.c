@@ -49,6 +49,7 @@ static run train(const char *folder, int64_t bad, int64_t skip, bool resume) {
   training.options.output = at(folder);
   training.options.resume = resume;
   training.options.steps = STEPS;
+  training.options.batch_size = B;
   training.options.gradient_accumulation = MICRO_BATCHES;
   training.options.log_every = 1;
   training.options.skip_nonfinite = skip;

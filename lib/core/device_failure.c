@@ -8,6 +8,10 @@ comba_status comba_device_fail(const comba_device_failure *f) {
   const char *device = f->device ? f->device : "the GPU";
   switch (f->code) {
   case COMBA_CUDA_OUT_OF_MEMORY:
+    if (!f->asked)
+      return comba_fail(COMBA_ERROR_MEMORY,
+                        "out of memory on %s at %s, %.3f GiB are free; nvidia-smi says what else is on it", device,
+                        f->what, gib(f->available));
     return comba_fail(
         COMBA_ERROR_MEMORY,
         "out of memory on %s: %.3f GiB for %s, %.3f GiB are free; --recompute block, a smaller --batch-size "

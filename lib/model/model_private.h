@@ -57,8 +57,8 @@ const float *comba_model_row_losses(const comba_model *model);
 /* Memory and FLOPs of the plan for one pass of this size; nothing is allocated. */
 comba_status comba_model_cost(comba_model *model, comba_pass pass, int64_t batch, int64_t length,
                               comba_graph_cost *cost);
-/* Those of the training plan that was last used; all 0 where none was. */
-void comba_model_training_cost(const comba_model *model, comba_graph_cost *cost);
+/* Likewise of a training plan, whose memory is taken now: what does not fit fails before anything has run. */
+comba_status comba_model_reserve(comba_model *model, int64_t batch, int64_t length, comba_graph_cost *cost);
 /* A model without memory, on a backend that need not be there: it can be described, nothing else. */
 comba_status comba_model_plan(comba_model **model, const char *config_json, const comba_options *options);
 

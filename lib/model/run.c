@@ -328,14 +328,12 @@ comba_status comba_model_cost(comba_model *model, comba_pass pass, int64_t batch
   return status;
 }
 
-void comba_model_training_cost(const comba_model *model, comba_graph_cost *cost) {
-  const comba_plan *latest = NULL;
-  for (int i = 0; i < COMBA_MAX_PLANS; i++) {
-    const comba_plan *plan = &model->plan[i];
-    if (plan->graph && plan->pass == COMBA_PASS_TRAIN && (!latest || plan->last_use > latest->last_use)) latest = plan;
-  }
-  *cost = (comba_graph_cost){0};
-  if (latest) comba_graph_describe(latest->graph, cost);
+comba_status comba_model_reserve(comba_model *model, int64_t batch, int64_t length, comba_graph_cost *cost) {
+  comba_plan *plan = NULL;
+  if (model->config->kind == COMBA_KIND_VISION) length = model->config->image_size;
+  const comba_status status = find_plan(model, COMBA_PASS_TRAIN, batch, length, 0, &plan);
+  if (status == COMBA_OK) comba_graph_describe(plan->graph, cost);
+  return status;
 }
 
 uint64_t comba_model_training_passes(const comba_model *model) {

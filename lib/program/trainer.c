@@ -228,18 +228,6 @@ cleanup:
   return status;
 }
 
-/* What --recompute auto has chosen, where memory gave it a choice. */
-static void tell_recompute(loop *l) {
-  const comba_model *model = l->training->model;
-  const comba_options *o = &model->options;
-  comba_graph_cost cost;
-  char text[COMBA_RECOMPUTE_TEXT];
-  if (o->recompute != COMBA_RECOMPUTE_AUTO || !(o->memory || model->backend->memory->available)) return;
-  comba_model_training_cost(model, &cost);
-  comba_progress_print(&l->progress, "recompute: %s, arena %.2f GiB", comba_describe_recompute(&cost, text),
-                       (double)cost.arena_bytes / (1 << 30));
-}
-
 static comba_status evaluate(loop *l) {
   comba_training *training = l->training;
   double score = 0;
@@ -299,6 +287,20 @@ static comba_status write_curves(loop *l, comba_training_result *result) {
   return status;
 }
 
+/* The memory of a step, before the folder is touched; and what --recompute auto has chosen, where memory gave it a choice. */
+static comba_status reserve(const comba_training *training) {
+  comba_graph_cost cost;
+  char text[COMBA_RECOMPUTE_TEXT];
+  comba_model *model = training->model;
+  const comba_status status = comba_model_reserve(model, training->options.batch_size, training->length, &cost);
+  const bool chose =
+      model->options.recompute == COMBA_RECOMPUTE_AUTO && (model->options.memory || model->backend->memory->available);
+  if (status == COMBA_OK && chose && !training->common->quiet)
+    fprintf(stderr, "recompute: %s, arena %.2f GiB\n", comba_describe_recompute(&cost, text),
+            (double)cost.arena_bytes / (1 << 30));
+  return status;
+}
+
 static comba_status begin(loop *l) {
   comba_training *training = l->training;
   const comba_training_options *o = &training->options;
@@ -340,6 +342,7 @@ comba_status comba_train(comba_training *training, comba_training_result *result
   loop l = {.training = training, .folder = {.lock = -1}};
   comba_status status = COMBA_OK;
   *result = (comba_training_result){0};
+  COMBA_TRY(reserve(training));
   COMBA_TRY(begin(&l));
   interrupted = 0;
   /* The handler has a stack of its own: oneDNN's AVX-512 products (2.6) point the stack register at a buffer on the heap, and
@@ -351,12 +354,10 @@ comba_status comba_train(comba_training *training, comba_training_result *result
   sigaction(SIGINT, &action, &old_int);
   sigaction(SIGTERM, &action, &old_term);
   l.began = l.logged_at = l.saved_at = comba_clock();
-  const int64_t first = l.step;
   comba_progress_start(&l.progress, "train", "step", l.step, o->steps, training->common->quiet);
   while (l.queued < o->steps && !interrupted &&
          !(o->max_minutes > 0 && comba_clock() - l.began > 60 * o->max_minutes)) {
     status = queue_step(&l);
-    if (status == COMBA_OK && l.queued == first + 1) tell_recompute(&l);
     const bool last = l.queued == o->steps, saves = !last && checkpoint_is_due(&l);
     const bool evaluates = training->evaluate && (last || l.queued % o->evaluate_every == 0);
     if (status == COMBA_OK && (evaluates || saves)) status = finish_step(&l);

@@ -37,6 +37,7 @@ typedef struct comba_training {
   comba_training_options options; /* complete */
   const char *unit;               /* "tokens" or "images", for rates */
   int64_t units_per_step;         /* of all micro-batches together */
+  int64_t length;                 /* of a sequence in tokens; 0 for pictures */
   json_t *settings;               /* what else --resume compares (data fingerprint, config); taken over */
   void *context;
   /* Fills in micro-batch number `index` (counting all since step 0); its memory belongs to the program until the next call. */
