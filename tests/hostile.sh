@@ -118,7 +118,8 @@ config 'duplicate object key' vocab_size '256, "hidden_size": 16'
 config 'model_type is "mambo?"' model_type '"mambo\\n"'
 config 'model_type' model_type null
 sed 's/"vocab_size": 256/"vocab_size": 16777216/; s/"hidden_size": 16/"hidden_size": 65536/' lm.json >altered.json
-refuses 'out of memory: ' $train_lm --batch-size 1048576 --sequence-length 1000 --output new
+sed 's/"intermediate_size": 32/"intermediate_size": 16384/' lm.json >wide.json
+refuses 'out of memory: ' $train_lm --config wide.json --batch-size 8192 --sequence-length 1000 --output new
 refuses 'altered.json: out of memory: ' "$lm" train --data text.txt --steps 1 --output new --quiet --config altered.json
 works "$lm" info --config altered.json --memory 64 # which takes no memory
 grep -q '^fits  *no' out || fail "a model of terabytes fits into 64 GiB"
