@@ -2,7 +2,7 @@
  * after it. */
 #include "scan/cuda_scalar_gradient.h"
 
-enum { PIECE = 32 }; /* columns of V at a time */
+#include <type_traits>
 
 /* ---- Gradients of scores -------------------------------------------------------------------------------------------- */
 
@@ -113,12 +113,19 @@ static __global__ void __launch_bounds__(SCORE_THREADS) find_score_gradients(con
 
 /* ---- Gradients of keys ---------------------------------------------------------------------------------------------- */
 
-template <class T, bool delta> struct key_tiles {
-  static constexpr int threads = 128;
-  static constexpr int stride = tile_stride<T, PIECE>, tile = BLOCK * stride, count = delta ? 5 : 4;
+/* A block has 64 tokens and `groups` times 64 columns of K, four warps for each. Two groups read wider pieces of V and, since a processor has
+ * only one such block, the tiles of the end while the last piece is worked on. */
+template <class T, bool delta, int groups> struct key_tiles {
+  static constexpr int threads = groups * 128, piece = groups == 2 ? 64 : 32,
+                       blocks = groups == 2      ? 1
+                                : sizeof(T) == 2 ? 3
+                                                 : 2;
+  static constexpr int stride = tile_stride<T, piece>, tile = BLOCK * stride, count = 2 * groups + (delta ? 3 : 2);
   static constexpr int block_stride = tile_stride<T, BLOCK>, block_tile = CHUNK * block_stride;
-  static constexpr int loop_size = 2 * count * tile, end_size = (delta ? 5 : 3) * block_tile;
-  static constexpr int bytes = (loop_size > end_size ? loop_size : end_size) * (int)sizeof(T);
+  static constexpr int loop_size = 2 * count * tile, end_size = (delta ? 3 * groups + 2 : 2 * groups + 1) * block_tile;
+  static constexpr bool ends_ahead = groups == 2;
+  static constexpr int size = ends_ahead ? loop_size + end_size : loop_size > end_size ? loop_size : end_size;
+  static constexpr int bytes = size * (int)sizeof(T);
 };
 
 /* ends = sums over the block's columns of what goes from a state to tokens, or from tokens to the state after them: a row's product with
@@ -126,8 +133,11 @@ template <class T, bool delta> struct key_tiles {
 template <int stride, class T>
 static __device__ void find_ends(const float (&sum)[BLOCK / 8][4], const T *keys, float *ends) {
   float part[2] = {0, 0};
-  tile_each<BLOCK>(
-      [&](int n, int i, int row, int column) { part[i / 2] += sum[n][i] * load(keys + row * stride + column); });
+  tile_each<BLOCK>([&](int n, int i, int row, int column) {
+    if (i % 2) return;
+    const float2 key = load_pair(keys + row * stride + column);
+    part[i / 2] += sum[n][i] * key.x + sum[n][i + 1] * key.y;
+  });
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     part[half] += __shfl_xor_sync(~0u, part[half], 1);
@@ -136,71 +146,87 @@ static __device__ void find_ends(const float (&sum)[BLOCK / 8][4], const T *keys
   }
 }
 
-/* Of 64 columns of K: first from the states, over pieces of V, then from the tokens of the chunk. */
-template <class T, bool delta>
-static __global__ void __launch_bounds__(128, sizeof(T) == 2 ? 3 : 2) find_key_gradients(const gradient_problem<T> x) {
-  typedef key_tiles<T, delta> t;
+/* First from the states, over pieces of V, then from the tokens of the chunk. */
+template <class T, bool delta, int groups>
+static __global__ void __launch_bounds__(groups * 128, key_tiles<T, delta, groups>::blocks)
+    find_key_gradients(const gradient_problem<T> x) {
+  typedef key_tiles<T, delta, groups> t;
   constexpr int reads = delta ? 2 : 1;
   extern __shared__ int4 shared[];
-  T *tiles = (T *)shared;
-  const int64_t slot = blockIdx.x / x.blocks;
-  const int V = (int)x.s.V, first_key = blockIdx.x % x.blocks * BLOCK, keys = (int)x.s.K - first_key;
+  __shared__ float across_parts[groups * 4];
+  T *tiles = (T *)shared, *end_tiles = tiles + (t::ends_ahead ? t::loop_size : 0);
+  const int in_slot = (x.blocks + groups - 1) / groups;
+  const int64_t slot = blockIdx.x / in_slot;
+  const int V = (int)x.s.V, first_block = blockIdx.x % in_slot * groups, group = threadIdx.x / 128;
+  const int block_key = first_block * BLOCK, block_keys = (int)x.s.K - block_key; /* of all groups */
+  const int first_key = block_key + group * BLOCK, keys = (int)x.s.K - first_key; /* of this one */
   int64_t head;
   const cuda_piece piece = piece_of_slot(x.s, slot, &head);
   if (!piece.count) return;
-  const int row = threadIdx.x / 32 * TILE_ROWS;
+  const int row = threadIdx.x % 128 / 32 * TILE_ROWS;
   const T *written = delta ? x.errors + slot * CHUNK * V : x.v + piece.row * (int64_t)x.v_stride + head / x.v_group * V;
 
-  /* S and dS' (64 of K, 32 of V), e, do, y (64 tokens, 32 of V) */
+  /* S and dS' (groups 64 of K, a piece of V), e, do, y (64 tokens, a piece of V) */
   const auto load_piece = [&](int first, int half) {
     T *to = tiles + half * t::count * t::tile;
     const auto load = [&](const T *from, int stride, int rows, int columns, bool aligned) {
-      tile_load_async<BLOCK, PIECE, t::threads>(to, from + first, stride, rows, columns - first, aligned);
+      tile_load_async<BLOCK, t::piece, t::threads>(to, from + first, stride, rows, columns - first, aligned);
       to += t::tile;
     };
-    if (first < V) {
-      load(x.states + (slot * x.s.K + first_key) * V, V, keys, V, x.aligned);
-      load(x.state_gradients + (slot * x.keys + first_key) * x.values, x.values, BLOCK, x.values, true);
-      load(written, delta ? V : x.v_stride, piece.count, V, x.aligned);
-      load(x.output_gradient_at(piece, head), x.output_stride, x.output_rows(piece), V, x.aligned);
-      if (delta) load(x.y + slot * CHUNK * x.values, x.values, CHUNK, x.values, true);
-    }
-    close_copies();
+    const auto load_state = [&](const T *from, int stride, int rows, int columns, bool aligned) {
+      tile_load_async<groups * BLOCK, t::piece, t::threads>(to, from + first, stride, rows, columns - first, aligned);
+      to += groups * t::tile;
+    };
+    load_state(x.states + (slot * x.s.K + block_key) * V, V, block_keys, V, x.aligned);
+    load_state(x.state_gradients + (slot * x.keys + block_key) * x.values, x.values, x.keys - block_key, x.values,
+               true);
+    load(written, delta ? V : x.v_stride, piece.count, V, x.aligned);
+    load(x.output_gradient_at(piece, head), x.output_stride, x.output_rows(piece), V, x.aligned);
+    if (delta) load(x.y + slot * CHUNK * x.values, x.values, CHUNK, x.values, true);
   };
-  float read[reads][BLOCK / 8][4] = {}, dk[1][BLOCK / 8][4] = {}, across = 0; /* read: dq, dp */
+  /* q, k, p (64 tokens, 64 of K) for each group, and what the scores' gradients are */
+  const auto load_end = [&]() {
+    T *to = end_tiles;
+    const auto load = [&](const T *from, int stride, int rows, int columns, bool aligned) {
+      tile_load_async<CHUNK, BLOCK, t::threads>(to, from, stride, rows, columns, aligned);
+      to += t::block_tile;
+    };
+    load(x.to_score + slot * MATRIX, CHUNK, CHUNK, CHUNK, true);
+    if (delta) load(x.to_feedback + slot * MATRIX, CHUNK, CHUNK, CHUNK, true);
+#pragma unroll
+    for (int g = 0; g < groups; g++) {
+      const int first = block_key + g * BLOCK, columns = (int)x.s.K - first;
+      load(x.q_at(piece, head) + first, x.q_stride, piece.count, columns, x.aligned);
+      load(x.k_at(piece, head) + first, x.k_stride, piece.count, columns, x.aligned);
+      if (delta) load(x.p_at(piece, head) + first, x.k_stride, piece.count, columns, x.aligned);
+    }
+  };
+  float read[reads][BLOCK / 8][4] = {}, dk[1][BLOCK / 8][4] = {}, dots[4] = {}; /* read: dq, dp */
   load_piece(0, 0);
-  for (int first = 0, half = 0; first < V; first += PIECE, half ^= 1) {
-    load_piece(first + PIECE, !half);
+  close_copies();
+  for (int first = 0, half = 0; first < V; first += t::piece, half ^= 1) {
+    if (first + t::piece < V)
+      load_piece(first + t::piece, !half);
+    else if (t::ends_ahead)
+      load_end();
+    close_copies();
     wait_for_copies<1>();
     __syncthreads();
-    const T *states = tiles + half * t::count * t::tile, *gradients = states + t::tile;
-    const T *const errors[] = {gradients + t::tile + row * t::stride}, *left[reads];
+    const T *block_states = tiles + half * t::count * t::tile, *states = block_states + group * t::tile;
+    const T *gradients = states + groups * t::tile;
+    const T *const errors[] = {block_states + 2 * groups * t::tile + row * t::stride}, *left[reads];
 #pragma unroll
     for (int m = 0; m < reads; m++) left[m] = errors[0] + (1 + m) * t::tile;
-    tiles_multiply<reads, BLOCK, PIECE, false, true>(read, left, t::stride, states, t::stride);
-    tiles_multiply<1, BLOCK, PIECE, false, true>(dk, errors, t::stride, gradients, t::stride);
-#pragma unroll 4
-    for (int i = threadIdx.x; i < BLOCK * PIECE / 2; i += t::threads) {
-      const int at = i / (PIECE / 2) * t::stride + i % (PIECE / 2) * 2;
-      const float2 a = load_pair(states + at), b = load_pair(gradients + at);
-      across += a.x * b.x + a.y * b.y;
-    }
+    tiles_multiply<reads, BLOCK, t::piece, false, true>(read, left, t::stride, states, t::stride);
+    tiles_multiply<1, BLOCK, t::piece, false, true>(dk, errors, t::stride, gradients, t::stride);
+    tile_dot<t::piece>(dots, states + row * t::stride, gradients + row * t::stride, t::stride);
     __syncthreads();
   }
-
-  T *q = tiles, *k = q + t::block_tile, *to_score = k + t::block_tile, *p = to_score + t::block_tile;
-  T *to_feedback = p + t::block_tile;
-  const auto load_block = [&](T *to, const T *from, int stride, int rows, int columns, bool aligned) {
-    tile_load_async<CHUNK, BLOCK, t::threads>(to, from, stride, rows, columns, aligned);
-  };
-  load_block(q, x.q_at(piece, head) + first_key, x.q_stride, piece.count, keys, x.aligned);
-  load_block(k, x.k_at(piece, head) + first_key, x.k_stride, piece.count, keys, x.aligned);
-  load_block(to_score, x.to_score + slot * MATRIX, CHUNK, CHUNK, CHUNK, true);
-  if (delta) {
-    load_block(p, x.p_at(piece, head) + first_key, x.k_stride, piece.count, keys, x.aligned);
-    load_block(to_feedback, x.to_feedback + slot * MATRIX, CHUNK, CHUNK, CHUNK, true);
+  if (!t::ends_ahead) {
+    load_end();
+    close_copies();
   }
-  close_copies();
+
   const float *factors = x.factors + slot * FACTORS * CHUNK;
   float in[2], fed[2], out[2]; /* of this lane's two rows */
 #pragma unroll
@@ -215,30 +241,46 @@ static __global__ void __launch_bounds__(128, sizeof(T) == 2 ? 3 : 2) find_key_g
     if (delta) read[reads - 1][n][i] *= fed[i / 2];
     dk[0][n][i] *= out[i / 2];
   });
-  across = block_sum(across) * factors[DECAY * CHUNK + CHUNK - 1];
-  if (!threadIdx.x) x.across[blockIdx.x] = across;
+  const float across = warp_sum(diagonal_part<T>(dots));
+  if (threadIdx.x % 32 == 0) across_parts[threadIdx.x / 32] = across;
   wait_for_copies<0>();
   __syncthreads();
-  float *ends = x.ends + blockIdx.x * ENDS * CHUNK + row;
-  find_ends<t::block_stride>(read[0], q + row * t::block_stride, ends + FROM_Q * CHUNK);
-  find_ends<t::block_stride>(dk[0], k + row * t::block_stride, ends + TO_STATE * CHUNK);
-  if (delta) find_ends<t::block_stride>(read[reads - 1], p + row * t::block_stride, ends + FROM_P * CHUNK);
+  const int64_t block = slot * x.blocks + first_block + group;
+  const bool there = first_block + group < x.blocks;
+  if (threadIdx.x % 128 == 0 && there) {
+    const float *part = across_parts + group * 4;
+    x.across[block] = factors[DECAY * CHUNK + CHUNK - 1] * (part[0] + part[1] + part[2] + part[3]);
+  }
+
+  const T *to_score = end_tiles, *to_feedback = to_score + t::block_tile;
+  const T *q = end_tiles + (delta ? 2 + 3 * group : 1 + 2 * group) * t::block_tile, *k = q + t::block_tile;
+  const T *p = k + t::block_tile;
+  if (there) {
+    float *ends = x.ends + block * ENDS * CHUNK + row;
+    find_ends<t::block_stride>(read[0], q + row * t::block_stride, ends + FROM_Q * CHUNK);
+    find_ends<t::block_stride>(dk[0], k + row * t::block_stride, ends + TO_STATE * CHUNK);
+    if (delta) find_ends<t::block_stride>(read[reads - 1], p + row * t::block_stride, ends + FROM_P * CHUNK);
+  }
 
   const T *left[reads], *const score_columns[] = {to_score + row}, *const feedback_columns[] = {to_feedback + row};
 #pragma unroll
-  for (int m = 0; m < reads; m++) left[m] = to_score + 2 * m * t::block_tile + row * t::block_stride;
+  for (int m = 0; m < reads; m++) left[m] = to_score + m * t::block_tile + row * t::block_stride;
   tiles_multiply<reads, BLOCK, CHUNK, false, false>(read, left, t::block_stride, k, t::block_stride);
   tiles_multiply<1, BLOCK, CHUNK, true, false>(dk, score_columns, t::block_stride, q, t::block_stride);
   if (delta) tiles_multiply<1, BLOCK, CHUNK, true, false>(dk, feedback_columns, t::block_stride, p, t::block_stride);
   if (delta && x.p == x.k) tile_each<BLOCK>([&](int n, int i, int, int) { dk[0][n][i] += read[reads - 1][n][i]; });
 
+  if (!t::ends_ahead) __syncthreads(); /* the scratch lies where the end's tiles do */
+  float *scratch = (float *)shared + threadIdx.x / 32 * sheet_floats<BLOCK>;
   const auto write = [&](T *to, float *shared_to, int stride, bool add, const float(&sum)[BLOCK / 8][4]) {
+    const int rows = piece.count - row;
+    T *place = to + (piece.row + row) * stride + head * x.s.K + first_key;
     if (shared_to)
-      tile_write<BLOCK>(shared_to + (slot * CHUNK + row) * x.s.K + first_key, x.s.K, piece.count - row, keys, x.aligned,
-                        false, sum);
+      tile_write<BLOCK>(shared_to + (slot * CHUNK + row) * x.s.K + first_key, x.s.K, rows, keys, x.aligned, false, sum);
+    else if (to && x.aligned)
+      tile_write_wide<BLOCK>(place, stride, rows, keys, add, scratch, sum);
     else if (to)
-      tile_write<BLOCK>(to + (piece.row + row) * stride + head * x.s.K + first_key, stride, piece.count - row, keys,
-                        x.aligned, add, sum);
+      tile_write<BLOCK>(place, stride, rows, keys, false, add, sum);
   };
   write(x.dq, x.shared_dq, x.q_stride, x.add_q, read[0]);
   write(x.dk, x.shared_dk, x.k_stride, x.add_k, dk[0]);
@@ -271,8 +313,15 @@ template <class T> static __global__ void find_gate_gradients(const gradient_pro
 
 template <class T, bool delta> static void run(const gradient_problem<T> &x) {
   launch(find_score_gradients<T, delta>, x, x.s.slots, SCORE_THREADS, score_tiles<T, delta>::bytes);
-  launch(find_key_gradients<T, delta>, x, x.s.slots * x.blocks, key_tiles<T, delta>::threads,
-         key_tiles<T, delta>::bytes);
+  const auto keys = [&](auto groups) {
+    typedef key_tiles<T, delta, decltype(groups)::value> t;
+    launch(find_key_gradients<T, delta, decltype(groups)::value>, x, x.s.slots * ((x.blocks + groups - 1) / groups),
+           t::threads, t::bytes);
+  };
+  if (sizeof(T) == sizeof(float) || x.blocks == 1)
+    keys(std::integral_constant<int, 1>());
+  else
+    keys(std::integral_constant < int, sizeof(T) == sizeof(float) ? 1 : 2 > ());
   if (x.dg) launch(find_gate_gradients<T>, x, x.s.slots, CHUNK, 0);
 }
 

@@ -53,16 +53,14 @@ static __device__ inline void tile_load_async(T *to, const T *from, int stride, 
   constexpr int piece = 16 / sizeof(T), pieces = width / piece, to_stride = tile_stride<T, width>;
   if (!aligned) return tile_load<rows, width>(to, from, stride, count, columns, false);
   static_assert(threads % pieces == 0 && rows * pieces % threads == 0, "a thread keeps to its columns");
-  const int column = threadIdx.x % pieces * piece;
-  int row = threadIdx.x / pieces;
+  const int column = threadIdx.x % pieces * piece, row = threadIdx.x / pieces;
+  const int left = (column < columns ? count : 0) - row; /* rows from this thread's first on */
   const T *at = from + row * stride + column;
   to += row * to_stride + column;
 #pragma unroll
   for (int n = 0; n < rows * pieces / threads; n++) {
-    const bool there = row < count && column < columns;
-    copy_async(to + n * (threads / pieces) * to_stride, there ? at : from, there);
+    copy_async(to + n * (threads / pieces) * to_stride, at, n * (threads / pieces) < left);
     at += threads / pieces * stride;
-    row += threads / pieces;
   }
 }
 
@@ -156,6 +154,40 @@ static __device__ inline void tile_write(T *to, int stride, int rows, int column
       }
     }
 }
+
+/* The same for rows that begin at multiples of 16 bytes and hold a multiple of them, 16 bytes an access, which are whole sectors of the
+ * cache. `scratch`: sheet_floats<N> of the warp's own. */
+template <int N> constexpr int sheet_floats = TILE_ROWS *(N + 4);
+template <int N, class T>
+static __device__ inline void tile_write_wide(T *to, int stride, int rows, int columns, bool accumulate, float *scratch,
+                                              const float (&sum)[N / 8][4]) {
+  constexpr int piece = 16 / sizeof(T), pieces = N / piece;
+  const int lane = threadIdx.x % 32, column = lane % pieces * piece;
+  const int left = (column < columns ? rows : 0) - lane / pieces;
+  __syncwarp();
+  tile_write<N>(scratch, N + 4, sum);
+  __syncwarp();
+  to += lane / pieces * stride + column;
+  scratch += lane / pieces * (N + 4) + column;
+#pragma unroll
+  for (int n = 0; n < TILE_ROWS * pieces / 32; n++, to += 32 / pieces * stride) {
+    if (n * (32 / pieces) >= left) continue;
+    float value[piece];
+    T part[piece];
+#pragma unroll
+    for (int i = 0; i < piece; i += 4)
+      *(float4 *)(value + i) = *(const float4 *)(scratch + n * (32 / pieces) * (N + 4) + i);
+    if (accumulate) {
+      *(int4 *)part = *(const int4 *)to;
+#pragma unroll
+      for (int i = 0; i < piece; i++) value[i] += load(part + i);
+    }
+#pragma unroll
+    for (int i = 0; i < piece; i += 2) store_pair(part + i, value[i], value[i + 1]);
+    *(int4 *)to = *(const int4 *)part;
+  }
+}
+
 /* ---- bfloat16 ------------------------------------------------------------------------------------------------------- */
 
 /* Four matrices of 8 x 8: lane l gives the address of row l % 8 of matrix l / 8, and gets row l / 4, columns 2 (l % 4) and the next, of
@@ -229,6 +261,27 @@ static __device__ inline void tiles_multiply(float (&sum)[M][N / 8][4], const bf
   }
 }
 
+/* Two (16, K) in shared memory multiplied element by element: adds the sums of rows to `sum`, whose diagonal_part is this lane's part of the
+ * whole. They are the diagonal of a b^T, of which half is computed at a time. */
+template <int K>
+static __device__ inline void tile_dot(float (&sum)[4], const bfloat16 *a, const bfloat16 *b, int stride) {
+  const int lane = threadIdx.x % 32, row = lane % 8, low = lane / 8 % 2 * 8, high = lane / 16 * 8;
+#pragma unroll
+  for (int k = 0; k < K; k += 16) {
+    uint32_t left[4], right[4];
+    load_matrices<false>(left, a + (low + row) * stride + k + high);
+    load_matrices<false>(right, b + (high + row) * stride + k + low);
+    const uint32_t upper[4] = {left[0], 0, left[2], 0}, lower[4] = {0, left[1], 0, left[3]};
+    multiply_add(sum, upper, right[0], right[1]);
+    multiply_add(sum, lower, right[2], right[3]);
+  }
+}
+template <class T> static __device__ inline float diagonal_part(const float (&sum)[4]) {
+  if (sizeof(T) == sizeof(float)) return sum[0];
+  const int i = threadIdx.x % 32 / 4 - threadIdx.x % 4 * 2; /* of this lane's columns, that of the diagonal */
+  return i == 0 ? sum[0] + sum[2] : (i == 1 ? sum[1] + sum[3] : 0);
+}
+
 /* ---- float ---------------------------------------------------------------------------------------------------------- */
 
 /* The same; N is a multiple of 8, K of 4. */
@@ -259,6 +312,13 @@ static __device__ inline void tile_multiply(float (&sum)[N / 8][4], const float 
 #pragma unroll
         for (int i = 0; i < 4; i++) sum[n / 8][i] += left[i / 2][j] * (i % 2 ? right[j].y : right[j].x);
     }
+  }
+}
+
+template <int K> static __device__ inline void tile_dot(float (&sum)[4], const float *a, const float *b, int stride) {
+  for (int i = threadIdx.x % 32; i < TILE_ROWS * K; i += 32) {
+    const int at = i / K * stride + i % K;
+    sum[0] += a[at] * b[at];
   }
 }
 
