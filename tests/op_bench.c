@@ -2,6 +2,7 @@
  *
  *     op-bench test [PATTERN]                 float32 variants against the oracle
  *     op-bench grad [PATTERN]                 the oracle's backward against central differences
+ *     op-bench launch [PATTERN]               each kernel of the tests' cases once, for a tool that watches it: nothing is compared
  *     op-bench perf [PATTERN] [--threads N]   time of the benchmark cases
  *     op-bench list [PATTERN]                 the cases, a line each
  *     ... --device cuda                       the GPU's kernels in place of the CPU's
@@ -55,6 +56,28 @@ static void grad(bench *b, int id, const comba_case *c) {
   if (op_oracle.op[id]->backward) count(b, op_check_gradient(id, c, op_check_coordinates()));
 }
 
+/* Forward without saved tensors and with them, then backward with every gradient. */
+static void launch(bench *b, int id, const comba_case *c) {
+  for (int i = 0; i < b->variants; i++) {
+    const op_variant *variant = &b->variant[i];
+    op_instance instance;
+    if (op_case_create(&instance, variant, id, c) != COMBA_OK) {
+      count(b, comba_last_error());
+      continue;
+    }
+    op_case_fill(&instance, c, variant->narrow);
+    op_instance_forward(&instance, false);
+    op_instance_forward(&instance, true);
+    if (instance.op->backward) {
+      op_case_fill_output_gradients(&instance, c, variant->narrow);
+      op_instance_backward(&instance, op_case_wanted(&instance, c), op_case_accumulated(&instance),
+                           op_instance_differentiable_outputs(&instance));
+    }
+    count(b, NULL);
+    op_instance_free(&instance);
+  }
+}
+
 static void perf(bench *b, int id, const comba_case *c) {
   op_print_perf(&b->variant[b->variants - 1], id, c, &b->ceiling);
 }
@@ -62,7 +85,7 @@ static void perf(bench *b, int id, const comba_case *c) {
 static void list(bench *b, int id, const comba_case *c) {
   (void)b;
   char text[OP_CASE_TEXT];
-  printf("%s\n", op_case_text(op_oracle.op[id], c, text));
+  printf("%s%s\n", op_case_text(op_oracle.op[id], c, text), c->benchmark ? "; benchmark" : "");
 }
 
 typedef struct mode {
@@ -71,8 +94,11 @@ typedef struct mode {
   bool tests, benchmarks; /* which cases */
 } mode;
 
-static const mode modes[] = {
-    {"test", test, true, false}, {"grad", grad, true, false}, {"perf", perf, false, true}, {"list", list, true, true}};
+static const mode modes[] = {{"test", test, true, false},
+                             {"grad", grad, true, false},
+                             {"launch", launch, true, false},
+                             {"perf", perf, false, true},
+                             {"list", list, true, true}};
 
 static bool matches(const char *pattern, const comba_op *op, const comba_case *c) {
   char name[256];
@@ -87,7 +113,7 @@ static void walk(bench *b, const mode *m) {
 }
 
 static int usage(void) {
-  fprintf(stderr, "usage: op-bench test|grad|perf|list [PATTERN] [--threads N] [--device cpu|cuda]\n");
+  fprintf(stderr, "usage: op-bench test|grad|launch|perf|list [PATTERN] [--threads N] [--device cpu|cuda]\n");
   return 2;
 }
 
@@ -129,6 +155,6 @@ int main(int argc, char **argv) {
            b.ceiling.bytes * 1e-9);
   }
   walk(&b, m);
-  if (m->run == test || m->run == grad) printf("%d passed, %d failed\n", b.tally.passed, b.tally.failed);
+  if (m->tests && !m->benchmarks) printf("%d passed, %d failed\n", b.tally.passed, b.tally.failed);
   return b.tally.failed > 0;
 }
