@@ -69,6 +69,7 @@ TESTS += $(shell_tests)
 TEST_EXTENSIONS = .sh
 EXTRA_DIST += $(shell_tests) tests/installed.sh tests/pytorch.py \
 	tests/gpu/run \
+	tests/gpu/failures \
 	tests/gpu/comba-340m.json \
 	tests/gpu/gated_deltanet-340m.json \
 	tests/gpu/transformer-340m.json \
