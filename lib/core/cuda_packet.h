@@ -46,6 +46,26 @@ template <class T, int N> __device__ inline void store_packet(T *p, const packet
     __stwb((bits *)p + i, word);
   }
 }
+/* N values on their way, in whole words: a packet that is chosen or carried from turn to turn is taken apart, which waits for it. Zero
+ * where there is none. */
+template <class T, int N> struct unread {
+  typedef typename bits_of<(N * sizeof(T) < 16 ? N * sizeof(T) : 16)>::type word;
+  word words[sizeof(packet<T, N>) / sizeof(word)];
+
+  __device__ void load(bool there, const T *p) {
+#pragma unroll
+    for (int i = 0; i < (int)(sizeof words / sizeof(word)); i++) {
+      words[i] = word();
+      if (there) words[i] = ((const word *)p)[i];
+    }
+  }
+  __device__ packet<T, N> read() const {
+    packet<T, N> values;
+    memcpy(&values, words, sizeof values);
+    return values;
+  }
+};
+
 /* y = or += values */
 template <int N, class T> __device__ inline void put_packet(T *p, const float (&values)[N], bool accumulate) {
   packet<T, N> y;

@@ -83,16 +83,20 @@ template <class T> struct gradient_rows {
 
 /* Rows of a block share a head; part (2, blocks): what they add to the gradients of its s and d. */
 template <class L, class T>
-static __global__ void __launch_bounds__(L::LANES *L::GROUPS, L::PACKETS == 1 && sizeof(T) == 2 ? 6 : 1)
+static __global__ void __launch_bounds__(L::LANES *L::GROUPS, row_blocks_at_once<L, T>())
     run_gradient(problem p, gradient_rows<T> rows, float *part) {
   const comba_loop loop = p.loop(blockIdx.x % p.heads);
   float db = 0, dm = 0;
-  for (int64_t row = part_row<L>(p.heads); row < p.rows; row += part_step<L>()) {
-    const int64_t at = row * p.n;
-    gradient_span<L, T> a;
+  gradient_span<L, T> a, next; /* the first span of the next row */
+  int64_t row = part_row<L>(p.heads);
+  next.load(rows.from, row * p.n, 0, row < p.rows ? p.n : 0);
+  for (; row < p.rows; row += part_step<L>()) {
+    const int64_t at = row * p.n, later = row + part_step<L>();
     comba_loop_products of = {};
+    a = next;
+    next.load(rows.from, later * p.n, 0, later < p.rows ? p.n : 0);
     for (int64_t first = 0; first < p.n; first += L::SPAN) {
-      a.load(rows.from, at, first, p.n);
+      if (first) a.load(rows.from, at, first, p.n);
 #pragma unroll
       for (int i = 0; i < L::N * L::PACKETS; i++) {
         const float k = a.k[i], w = a.q[i] - loop.c * k;

@@ -18,10 +18,14 @@ template <class F> void with_row_layout(int64_t d, bool packs, F f) {
     f(row_layout<4, 1, 32>());
   else if (d <= 256)
     f(row_layout<8, 1, 32>());
+  else if (d <= 512)
+    f(row_layout<4, 1, 128>());
   else if (d <= 1024)
-    f(row_layout<8, 4, 32>());
+    f(row_layout<8, 1, 128>());
+  else if (d <= 2048)
+    f(row_layout<8, 1, 256>());
   else
-    f(row_layout<8, 4, 256>());
+    f(row_layout<8, 2, 256>());
 }
 template <class... P> static bool cuda_rows_pack(int64_t d, const P *...rows) {
   return d % 8 == 0 && (comba_cuda_aligned(rows, 16) && ...);
@@ -43,7 +47,7 @@ template <class L> __device__ inline float row_sum(float value) {
 
 /* A thread's part of the values [first, first + SPAN) of a row of d; zero behind its end */
 template <class L, class T> struct row_span {
-  packet<T, L::N> values[L::PACKETS];
+  unread<T, L::N> values[L::PACKETS];
 
   static __device__ int64_t column(int64_t first, int k) {
     return first + (k * L::LANES + (int)threadIdx.x) * L::N;
@@ -52,16 +56,12 @@ template <class L, class T> struct row_span {
 #pragma unroll
     for (int k = 0; k < L::PACKETS; k++) {
       const int64_t j = column(first, k);
-      if (j < d)
-        values[k] = load_packet<L::N>(row + j);
-      else
-#pragma unroll
-        for (int i = 0; i < L::N; i++) values[k].set(i, 0);
+      values[k].load(j < d, row + j);
     }
   }
   /* value `i` of those that this thread has */
   __device__ float operator[](int i) const {
-    return values[i / L::N][i % L::N];
+    return values[i / L::N].read()[i % L::N];
   }
 };
 
@@ -81,8 +81,12 @@ __device__ inline void put_span(T *row, int64_t first, int64_t d, bool accumulat
 /* ---- Sums over rows, for the gradients of weights ------------------------------------------------------------------- */
 
 /* Blocks of a backward pass that leave a part of the sum each: a multiple of the `turns` weights which rows take in turn, so that all
- * rows of a block share one. Six blocks a multiprocessor of an H100: as many rows are under way as its memory needs. */
-enum { COMBA_ROW_PARTS = 792 };
+ * rows of a block share one. Five blocks a multiprocessor of an H100: all are under way at once, each reads a row ahead. */
+enum { COMBA_ROW_PARTS = 660 };
+/* For the launch bounds of such a pass, where its spans leave registers for so many */
+template <class L, class T> constexpr int row_blocks_at_once() {
+  return L::PACKETS == 1 && L::LANES <= 128 && sizeof(T) == 2 ? 5 : 1;
+}
 static inline int64_t row_parts(int64_t rows, int64_t turns) {
   const int64_t rounds = COMBA_ROW_PARTS / turns > 0 ? COMBA_ROW_PARTS / turns : 1, most = (rows + turns - 1) / turns;
   return turns * (rounds < most ? rounds : most);

@@ -56,17 +56,17 @@ static __global__ void norm(const T *x, const T *gate, const float *weight, int6
 /* What a thread needs of a span of a row */
 template <class L, class T> struct gradient_span {
   row_span<L, T> x, gate, dy;
-  row_span<L, float> weight;
+  float r;
 
-  __device__ void load(const T *x_row, const T *gate_row, const float *weights, const T *dy_row, int64_t first,
-                       int64_t d) {
-    x.load(x_row, first, d);
-    gate.load(gate_row, first, d);
-    dy.load(dy_row, first, d);
-    weight.load(weights, first, d);
+  __device__ void load(const T *x_rows, const T *gate_rows, const T *dy_rows, const float *rstd, int64_t row,
+                       int64_t first, int64_t d, bool there) {
+    x.load(x_rows + row * d, first, there ? d : 0);
+    gate.load(gate_rows + row * d, first, there ? d : 0);
+    dy.load(dy_rows + row * d, first, there ? d : 0);
+    r = rstd[row];
   }
   /* its part of the sum of u x */
-  __device__ float products(bool silu) const {
+  __device__ float products(const row_span<L, float> &weight, bool silu) const {
     float sum = 0;
 #pragma unroll
     for (int i = 0; i < L::N * L::PACKETS; i++) sum += dy[i] * weight[i] * gate_value(gate[i], silu) * x[i];
@@ -75,25 +75,31 @@ template <class L, class T> struct gradient_span {
 };
 
 template <class L, class T>
-static __global__ void __launch_bounds__(L::LANES *L::GROUPS, L::PACKETS == 1 ? 6 : 1)
+static __global__ void __launch_bounds__(L::LANES *L::GROUPS, row_blocks_at_once<L, T>())
     norm_gradient(const T *x, const T *gate, const float *weight, int64_t turns, bool silu, const float *rstd,
                   const T *dy, int64_t rows, int64_t d, T *dx, bool add_x, T *dgate, bool add_gate, float *partial) {
   weight += blockIdx.x % turns * d;
   for (int64_t first = 0; first < d; first += L::SPAN) {
     float sum[L::N * L::PACKETS] = {};
-    for (int64_t row = part_row<L>(turns); row < rows; row += part_step<L>()) {
-      const int64_t at = row * d;
-      const float r = rstd[row];
-      gradient_span<L, T> a;
-      a.load(x + at, gate + at, weight, dy + at, first, d);
-      float projection = a.products(silu);
+    row_span<L, float> w;
+    w.load(weight, first, d);
+    gradient_span<L, T> next;
+    int64_t row = part_row<L>(turns);
+    next.load(x, gate, dy, rstd, min(row, rows - 1), first, d, row < rows);
+    for (; row < rows; row += part_step<L>()) {
+      const gradient_span<L, T> a = next;
+      const int64_t at = row * d, later = row + part_step<L>();
+      next.load(x, gate, dy, rstd, min(later, rows - 1), first, d, later < rows);
+      float projection = a.products(w, silu);
       for (int64_t other = 0; other < d && d > L::SPAN; other += L::SPAN) {
         gradient_span<L, T> b;
+        row_span<L, float> weights;
         if (other == first) continue;
-        b.load(x + at, gate + at, weight, dy + at, other, d);
-        projection += b.products(silu);
+        b.load(x, gate, dy, rstd, row, other, d, true);
+        weights.load(weight, other, d);
+        projection += b.products(weights, silu);
       }
-      projection = row_sum<L>(projection) * r * r / (float)d;
+      projection = row_sum<L>(projection) * a.r * a.r / (float)d;
 #pragma unroll
       for (int k = 0; k < L::PACKETS; k++) {
         const int64_t j = row_span<L, T>::column(first, k);
@@ -101,10 +107,10 @@ static __global__ void __launch_bounds__(L::LANES *L::GROUPS, L::PACKETS == 1 ? 
 #pragma unroll
         for (int n = 0; n < L::N; n++) {
           const int i = k * L::N + n;
-          const float value = gate_value(a.gate[i], silu), along = a.dy[i] * a.x[i] * r;
+          const float value = gate_value(a.gate[i], silu), along = a.dy[i] * a.x[i] * a.r;
           sum[i] += along * value;
-          to_gate[n] = along * a.weight[i] * gate_slope(a.gate[i], value, silu);
-          to_x[n] = r * (a.dy[i] * a.weight[i] * value - a.x[i] * projection);
+          to_gate[n] = along * w[i] * gate_slope(a.gate[i], value, silu);
+          to_x[n] = a.r * (a.dy[i] * w[i] * value - a.x[i] * projection);
         }
         if (j >= d) continue;
         if (dgate) put_packet<L::N>(dgate + at + j, to_gate, add_gate);

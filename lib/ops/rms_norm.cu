@@ -73,30 +73,46 @@ static __device__ float products_elsewhere(const T *z, const float *weight, cons
   return sum;
 }
 
+/* What a thread needs of a span of a row; gradients that are absent are zero */
+template <class L, class T> struct gradient_span {
+  row_span<L, T> z, dy, dsum;
+  float r;
+
+  __device__ void load(const T *z_rows, const T *dy_rows, const T *dsum_rows, const float *rstd, int64_t row,
+                       int64_t first, int64_t d, bool there) {
+    z.load(z_rows + row * d, first, there ? d : 0);
+    dy.load(dy_rows + row * d, first, there && dy_rows ? d : 0);
+    dsum.load(dsum_rows + row * d, first, there && dsum_rows ? d : 0);
+    r = rstd[row];
+  }
+};
+
 template <class L, class T>
-static __global__ void __launch_bounds__(L::LANES *L::GROUPS, L::PACKETS == 1 ? 6 : 1)
+static __global__ void __launch_bounds__(L::LANES *L::GROUPS, row_blocks_at_once<L, T>())
     norm_gradient(const T *z, const float *weight, int64_t turns, const float *rstd, const T *dy, const T *dsum,
                   int64_t rows, int64_t d, T *dx, bool add_x, T *dresidual, bool add_residual, float *partial) {
   if (weight) weight += blockIdx.x % turns * d;
   for (int64_t first = 0; first < d; first += L::SPAN) {
     float sum[L::N * L::PACKETS] = {};
-    for (int64_t row = part_row<L>(turns); row < rows; row += part_step<L>()) {
-      const int64_t at = row * d;
-      const float r = rstd[row];
-      row_span<L, T> value, gradient, own;
-      row_span<L, float> w; /* read twice a row, from the first-level cache: registers are what is short here */
-      value.load(z + at, first, d);
-      gradient.load(dy ? dy + at : z, first, dy ? d : 0);
-      own.load(dsum ? dsum + at : z, first, dsum ? d : 0);
+    row_span<L, float> w;
+    w.load(weight, first, weight ? d : 0);
+    const float no_weight = weight ? 0 : 1;
+    gradient_span<L, T> next;
+    int64_t row = part_row<L>(turns);
+    next.load(z, dy, dsum, rstd, min(row, rows - 1), first, d, row < rows);
+    for (; row < rows; row += part_step<L>()) {
+      const gradient_span<L, T> a = next;
+      const int64_t at = row * d, later = row + part_step<L>();
+      next.load(z, dy, dsum, rstd, min(later, rows - 1), first, d, later < rows);
+      const auto u = [&](int i) { return a.dy[i] * (w[i] + no_weight); };
       float projection = 0;
-      if (weight) w.load(weight, first, d);
 #pragma unroll
-      for (int i = 0; i < L::N * L::PACKETS; i++) projection += gradient[i] * (weight ? w[i] : 1) * value[i];
+      for (int i = 0; i < L::N * L::PACKETS; i++) {
+        projection += u(i) * a.z[i];
+        sum[i] += a.dy[i] * a.z[i] * a.r;
+      }
       if (d > L::SPAN && dy) projection += products_elsewhere<L>(z + at, weight, dy + at, first, d);
-      projection = row_sum<L>(projection) * r * r / (float)d;
-      if (weight) w.load(weight, first, d);
-#pragma unroll
-      for (int i = 0; i < L::N * L::PACKETS; i++) sum[i] += gradient[i] * value[i] * r;
+      projection = row_sum<L>(projection) * a.r * a.r / (float)d;
 #pragma unroll
       for (int k = 0; k < L::PACKETS; k++) {
         const int64_t j = row_span<L, T>::column(first, k);
@@ -105,7 +121,7 @@ static __global__ void __launch_bounds__(L::LANES *L::GROUPS, L::PACKETS == 1 ? 
 #pragma unroll
         for (int n = 0; n < L::N; n++) {
           const int i = k * L::N + n;
-          dz[n] = r * (gradient[i] * (weight ? w[i] : 1) - value[i] * projection) + own[i];
+          dz[n] = a.r * (u(i) - a.z[i] * projection) + a.dsum[i];
         }
         if (dx) put_packet<L::N>(dx + at + j, dz, add_x);
         if (dresidual) put_packet<L::N>(dresidual + at + j, dz, add_residual);

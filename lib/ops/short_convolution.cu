@@ -101,25 +101,6 @@ template <class T> static problem<T> problem_of(const comba_call *call) {
 
 /* ---- Few taps: walks ------------------------------------------------------------------------------------------------- */
 
-/* N values as they come from memory: whole words, which can be on their way while others are worked on; zero where there is none */
-template <class T, int N> struct unread {
-  typedef typename bits_of<(N * sizeof(T) < 16 ? N * sizeof(T) : 16)>::type word;
-  word words[sizeof(packet<T, N>) / sizeof(word)];
-
-  __device__ void load(bool there, const T *p) {
-#pragma unroll
-    for (int i = 0; i < (int)(sizeof words / sizeof(word)); i++) {
-      words[i] = word();
-      if (there) words[i] = ((const word *)p)[i];
-    }
-  }
-  __device__ packet<T, N> read() const {
-    packet<T, N> values;
-    memcpy(&values, words, sizeof values);
-    return values;
-  }
-};
-
 /* Where a thread works: rows [row, end) of N channels from c on. Neighbouring blocks have the channels of the same rows, so that memory
  * is read row by row. */
 template <int RUN, int N> struct place {
