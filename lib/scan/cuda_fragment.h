@@ -72,6 +72,17 @@ static __device__ inline int row_channel(int half) {
   return row / 2 * 4 + half * 2 + row % 2;
 }
 
+/* Of a row whose first element is the warp's first channel, those two of this lane. */
+static __device__ inline float2 load_channels(const float *row) {
+  return make_float2(row[row_channel(0)], row[row_channel(1)]);
+}
+static __device__ inline float2 load_channels(const bfloat16 *row) {
+  const int in_half = threadIdx.x % 32 / 4;
+  const uint2 four = *(const uint2 *)(row + in_half / 2 * 4);
+  const uint32_t select = in_half % 2 ? 0x3244 : 0x1044; /* the upper or lower half of a word, above zeros */
+  return make_float2(__uint_as_float(__byte_perm(four.x, 0, select)), __uint_as_float(__byte_perm(four.y, 0, select)));
+}
+
 /* Of an 8 x 8 matrix of bfloat16, lane l gives row l / 4, columns 2 (l % 4) and the next, and gets the same of the transpose. */
 static __device__ inline uint32_t transpose_matrix(uint32_t bits) {
   uint32_t result;
@@ -85,8 +96,9 @@ static __device__ inline void keep_in_place(int &rows, int &channels) {
 }
 
 /* to (rows, channels) = the transpose of the warp's (16, N), whose rows are channels as row_channel numbers them. Stores what is below
- * `rows` <= N and `channels` <= 16; `aligned`: rows begin at multiples of four elements and hold a multiple of them. */
-template <int N>
+ * `rows` <= N and `channels` <= 16; `aligned`: rows begin at multiples of four elements and hold a multiple of them; `whole`: that, and
+ * nothing is cut off. */
+template <int N, bool whole>
 static __device__ inline void store_transposed(float *to, int64_t stride, int rows, int channels, bool,
                                                const float (&sum)[N / 8][4]) {
   const int column = threadIdx.x % 4 * 2;
@@ -99,14 +111,20 @@ static __device__ inline void store_transposed(float *to, int64_t stride, int ro
       if (row < rows && channel < channels) to[row * stride + channel] = sum[n][i];
     }
 }
-template <int N>
+template <int N, bool whole>
 static __device__ inline void store_transposed(bfloat16 *to, int64_t stride, int rows, int channels, bool aligned,
                                                const float (&sum)[N / 8][4]) {
   const int lane = threadIdx.x % 32, channel = lane % 4 * 4;
+  if (whole) to += lane / 4 * stride + channel;
 #pragma unroll
   for (int n = 0; n < N / 8; n++) {
     const uint32_t low = transpose_matrix(pair_bits(sum[n][0], sum[n][1]));
     const uint32_t high = transpose_matrix(pair_bits(sum[n][2], sum[n][3]));
+    if (whole) {
+      __stcg((uint2 *)to, make_uint2(low, high)); /* one access: of a plain store the compiler makes two */
+      to += 8 * stride;
+      continue;
+    }
     const int row = n * 8 + lane / 4;
     if (row >= rows || channel >= channels) continue;
     bfloat16 *place = to + row * stride + channel;
