@@ -8,6 +8,7 @@ include_HEADERS = lib/comba.h
 library_sources = \
 	lib/core/backend.c \
 	lib/core/backend.h \
+	lib/core/depth.c \
 	lib/core/device_failure.c \
 	lib/core/device_failure.h \
 	lib/core/device_memory.c \
@@ -286,6 +287,7 @@ cuda_sources = \
 	lib/ops/constant.cu \
 	lib/ops/convolution.cu \
 	lib/ops/cross_entropy.cu \
+	lib/ops/cuda_together.cu \
 	lib/ops/decay_gate.cu \
 	lib/ops/divide.cu \
 	lib/ops/dpfp.cu \
@@ -343,6 +345,7 @@ cuda_headers = \
 	lib/core/cuda_kernel.h \
 	lib/core/cuda_map.h \
 	lib/core/cuda_packet.h \
+	lib/ops/cuda_activation.h \
 	lib/ops/cuda_convolution_token.h \
 	lib/ops/cuda_few_rows.h \
 	lib/ops/cuda_gates.h \
@@ -351,6 +354,7 @@ cuda_headers = \
 	lib/ops/cuda_rows.h \
 	lib/ops/cuda_sequences.h \
 	lib/ops/cuda_thin.h \
+	lib/ops/cuda_together.h \
 	lib/ops/cuda_window.h \
 	lib/scan/cuda_attention.h \
 	lib/scan/cuda_block.h \

@@ -7,6 +7,7 @@ suites = \
 	tests/test_data \
 	tests/test_decoder \
 	tests/test_delta_rule \
+	tests/test_device_decoder \
 	tests/test_diagonal_decay \
 	tests/test_file \
 	tests/test_gemm \
@@ -46,6 +47,7 @@ tests_test_scalar_decay_SOURCES = tests/test_scalar_decay.c $(scan_case)
 # Suites of whole models.
 model_case = tests/model_case.c tests/model_case.h
 tests_test_decoder_SOURCES = tests/test_decoder.c $(model_case)
+tests_test_device_decoder_SOURCES = tests/test_device_decoder.c $(model_case)
 tests_test_mixers_SOURCES = tests/test_mixers.c $(model_case)
 tests_test_model_SOURCES = tests/test_model.c $(model_case)
 tests_test_recompute_SOURCES = tests/test_recompute.c $(model_case)

@@ -15,6 +15,15 @@ typedef enum comba_op_id {
   COMBA_OP_COUNT
 } comba_op_id;
 
+/* A node's forward, for a backend that sees several of them. Those of one depth do not depend on one another, and none of those that it
+ * sees at once lies where another's operands lie. */
+enum { COMBA_MOST_TOGETHER = 32 };
+typedef struct comba_forward {
+  comba_op_id id;
+  int depth;
+  const comba_call *call;
+} comba_forward;
+
 typedef struct comba_backend {
   const char *name;                  /* "CPU, x86-64-v4" */
   const comba_op *const *op;         /* indexed by comba_op_id */
@@ -26,6 +35,9 @@ typedef struct comba_backend {
   comba_status (*record)(void **recording, void (*run)(void *context), void *context);
   void (*replay)(void *recording);
   void (*forget)(void *recording);
+  /* NULL, or runs together as many as it can of `count` forwards that follow one another, from the first on. Returns how many those
+   * were: 0, and the first is the caller's to run. */
+  int (*forward_together)(const comba_forward *forwards, int count);
 } comba_backend;
 
 /* The fastest CPU variant that this processor runs; chosen once. */

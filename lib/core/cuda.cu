@@ -7,7 +7,7 @@
 #include <string.h>
 
 static struct {
-  bool open;
+  bool open, clusters, recording; /* clusters: of blocks, and chains, from compute capability 9.0 on */
   cudaStream_t stream;
   char name[320];
   cudaError_t error; /* the first since the last read */
@@ -78,6 +78,7 @@ comba_status comba_cuda_open() {
     return comba_fail(COMBA_ERROR_UNSUPPORTED,
                       "%s has compute capability %d.%d, expected at least 8.0; use --device cpu", properties.name,
                       properties.major, properties.minor);
+  device.clusters = properties.major >= 9;
   error = cudaFuncGetAttributes(&attributes, sum_rows); /* fails where no kernel is for this GPU */
   if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&device.stream, cudaStreamNonBlocking);
   if (error == cudaSuccess) error = comba_cuda_open_products();
@@ -320,13 +321,24 @@ comba_status comba_cuda_record(void **recording, void (*run)(void *context), voi
   cudaGraphExec_t executable = NULL;
   cudaError_t error = cudaStreamBeginCapture(device.stream, cudaStreamCaptureModeThreadLocal);
   if (error == cudaSuccess) {
+    device.recording = true;
     run(context);
+    device.recording = false;
     error = cudaStreamEndCapture(device.stream, &graph);
   }
   if (error == cudaSuccess) error = cudaGraphInstantiate(&executable, graph, 0);
   if (graph) cudaGraphDestroy(graph);
   *recording = executable;
   return error == cudaSuccess ? COMBA_OK : fail(error, "recording a step");
+}
+
+bool comba_cuda_chains() {
+  static const char *wanted =
+      getenv("COMBA_CUDA_CHAINS"); /* "0": each kernel begins when the one before it has ended */
+  return device.recording && device.clusters && (!wanted || strcmp(wanted, "0"));
+}
+bool comba_cuda_clusters() {
+  return device.clusters;
 }
 
 void comba_cuda_replay(void *recording) {

@@ -35,6 +35,8 @@ const char *comba_cuda_name(void);
 enum { COMBA_CUDA_PRODUCTS_BYTES = 128 << 20 };
 /* What computes softmax attention in bfloat16: "cuDNN 9.19.0 where it has a plan, else comba". */
 const char *comba_cuda_attention_kernel(void);
+/* Several nodes in one launch, by type of activations (comba_backend.forward_together). */
+extern int (*const comba_cuda_forward_together[COMBA_CUDA_TYPES])(const comba_forward *forwards, int count);
 extern const comba_device_memory comba_cuda_device_memory[COMBA_CUDA_TYPES];
 /* Records what `run` queues and replays it; the recording belongs to the caller. */
 comba_status comba_cuda_record(void **recording, void (*run)(void *context), void *context);

@@ -305,9 +305,25 @@ static void run(const comba_graph *graph, const comba_step *step) {
   profile_name[node->id] = node->op->name;
 }
 
+/* Runs some nodes from step `first` on at once; returns their number, 0 where the backend does not. */
+static int run_together(const comba_graph *graph, int first) {
+  comba_forward forwards[COMBA_MOST_TOGETHER];
+  int count = 0;
+  if (profiling || !graph->backend->forward_together || !(graph->flags & COMBA_GRAPH_TOGETHER)) return 0;
+  for (int i = first; i < graph->nodes && count < COMBA_MOST_TOGETHER; i++) {
+    const comba_node *node = graph->node[graph->schedule[i].node];
+    forwards[count++] = (comba_forward){node->id, node->depth, &node->call[COMBA_RUN_FORWARD]};
+  }
+  return graph->backend->forward_together(forwards, count);
+}
+
 static void run_forward(void *context) {
   const comba_graph *graph = context;
-  for (int i = 0; i < graph->nodes; i++) run(graph, &graph->schedule[i]);
+  for (int i = 0; i < graph->nodes;) {
+    const int together = run_together(graph, i);
+    if (!together) run(graph, &graph->schedule[i]);
+    i += together ? together : 1;
+  }
 }
 
 static void run_backward(void *context) {

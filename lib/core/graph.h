@@ -32,7 +32,11 @@ typedef struct comba_tensor {
   bool needs_gradient;
 } comba_tensor;
 
-enum { COMBA_GRAPH_BACKWARD = 1 }; /* keep what the reverse pass needs and plan it */
+enum {
+  COMBA_GRAPH_BACKWARD = 1, /* keep what the reverse pass needs and plan it */
+  COMBA_GRAPH_TOGETHER =
+      2, /* forward alone, in an order in which a backend may run several nodes at once: for small steps */
+};
 
 comba_status comba_graph_create(comba_graph **graph, const comba_backend *backend, unsigned flags);
 void comba_graph_free(comba_graph *graph);

@@ -33,6 +33,7 @@ typedef struct comba_node {
   comba_signature signature;
   comba_tensor *input[COMBA_MAX_INPUTS], *output[COMBA_MAX_OUTPUTS];
   int block; /* 0: none */
+  int depth; /* with COMBA_GRAPH_TOGETHER */
   bool runs[COMBA_RUNS];
   comba_call call[COMBA_RUNS];
   double bytes[COMBA_RUNS]; /* moved, counting each operand once */
@@ -66,6 +67,8 @@ struct comba_graph {
 comba_recompute comba_graph_level(const comba_graph *graph, const comba_node *node);
 /* Decides which nodes run again, gives what they write its second storage, and makes the schedule. */
 comba_status comba_graph_schedule(comba_graph *graph);
+/* Puts the forward steps of the schedule into the order of depth. */
+comba_status comba_graph_order_by_depth(comba_graph *graph);
 /* Appends a storage; -1 with the graph failed if there is no memory. */
 int comba_graph_add_storage(comba_graph *graph, size_t bytes);
 

@@ -11,8 +11,10 @@ enum { ALIGNMENT = 64 };
 
 static void need(comba_graph *graph, int storage, int time) {
   comba_storage *s = &graph->storage[storage];
+  /* of nodes that run together, none may write where an earlier one still reads */
+  const int last = graph->flags & COMBA_GRAPH_TOGETHER ? time + COMBA_MOST_TOGETHER - 1 : time;
   if (s->first < 0 || time < s->first) s->first = time;
-  if (time > s->last) s->last = time;
+  if (last > s->last) s->last = last;
 }
 
 static int gradient_storage(comba_graph *graph, int storage) {

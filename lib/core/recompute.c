@@ -136,6 +136,7 @@ comba_status comba_graph_schedule(comba_graph *graph) {
     for (int k = 0; k < node->signature.saved; k++)
       if (!add_second(graph, node->saved[k])) return comba_graph_status(graph);
   }
+  if (graph->flags & COMBA_GRAPH_TOGETHER) return comba_graph_order_by_depth(graph);
   for (int i = graph->nodes - 1, block = 0; i >= 0; i--) {
     if (graph->node[i]->block != block) { /* the last node of its block */
       block = graph->node[i]->block;

@@ -20,7 +20,9 @@ struct comba_decoder {
 };
 
 static comba_status build(comba_decoder *decoder, comba_plan *plan, bool declaring) {
-  comba_status status = comba_graph_create(&plan->graph, decoder->model->backend, 0);
+  const unsigned flags =
+      plan->length == 1 ? COMBA_GRAPH_TOGETHER : 0; /* single tokens are too little for a node at a time */
+  comba_status status = comba_graph_create(&plan->graph, decoder->model->backend, flags);
   if (status != COMBA_OK) return status;
   comba_build context = comba_model_build_context(decoder->model, plan->graph);
   context.batch = decoder->batch;
@@ -88,7 +90,8 @@ static comba_status feed_piece(comba_decoder *decoder, const int32_t *ids, int64
     if (status != COMBA_OK) return status;
   }
   const int32_t position = (int32_t)decoder->position;
-  comba_status status = COMBA_OK;
+  comba_status status = comba_model_take_host(decoder->model);
+  if (status != COMBA_OK) return status;
   int32_t *piece = comba_allocate((size_t)(decoder->batch * length) * sizeof *piece, "a piece of tokens");
   if (!piece) return COMBA_ERROR_MEMORY;
   for (int64_t b = 0; b < decoder->batch; b++)

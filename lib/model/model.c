@@ -153,6 +153,12 @@ comba_status comba_model_show_host(comba_model *model) {
   return status;
 }
 
+comba_status comba_model_take_host(comba_model *model) {
+  if (!model->host_is_shown) return COMBA_OK;
+  model->host_is_shown = false;
+  return comba_parameters_upload(&model->parameters, COMBA_ARRAY_WEIGHT);
+}
+
 comba_status comba_model_load(comba_model **out, const char *directory, const comba_options *options) {
   comba_config *config = NULL;
   comba_model *model = NULL;

@@ -85,6 +85,8 @@ comba_status comba_model_set_class_weights(comba_model *model, const float *weig
 
 /* Makes the host's copies of weights and gradients those of the device. */
 comba_status comba_model_show_host(comba_model *model);
+/* Sends the host's copies to the device if the caller was shown them: before anything reads the weights there. */
+comba_status comba_model_take_host(comba_model *model);
 
 /* AdamW's moments and step as PATH (safetensors), for checkpoints. */
 comba_status comba_model_save_optimizer(const comba_model *model, const char *path);

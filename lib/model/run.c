@@ -256,8 +256,7 @@ static comba_status forward(comba_model *model, const comba_batch *batch, comba_
   status = find_plan(model, pass, batch->batch, vision ? image_side(model, batch) : batch->length,
                      !vision && batch->cu_seqlens ? batch->sequences : 0, &plan);
   if (status != COMBA_OK) return status;
-  if (model->host_is_shown) COMBA_TRY(comba_parameters_upload(&model->parameters, COMBA_ARRAY_WEIGHT));
-  model->host_is_shown = false;
+  COMBA_TRY(comba_model_take_host(model));
   COMBA_TRY(write_inputs(plan, model->backend, batch));
   comba_graph_forward(plan->graph);
   model->current = plan;

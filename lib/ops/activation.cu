@@ -1,18 +1,6 @@
 /* y = scale f(x);  dx = scale f'(x) dy; the functions are listed in activation.c */
 #include "core/cuda_map.h"
-
-template <comba_function F> static __device__ float value(float x) {
-  switch (F) {
-  case COMBA_SIGMOID: return sigmoid(x);
-  case COMBA_SILU: return x * sigmoid(x);
-  case COMBA_GELU: return x * normcdff(x);
-  case COMBA_TANH: return tanhf(x);
-  case COMBA_RELU: return x > 0 ? x : 0;
-  case COMBA_SQUARED_RELU: return x > 0 ? x * x : 0;
-  case COMBA_GELU_TANH: return 0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
-  default: return x > 0 ? x + 1 : expf(x);
-  }
-}
+#include "ops/cuda_activation.h"
 
 template <comba_function F> static __device__ float slope(float x) {
   const float s = sigmoid(x), t = tanhf(x);
@@ -35,8 +23,8 @@ template <class T, comba_function F> static void map(const comba_call *call, flo
   const T *x = (const T *)call->input[0].data;
   T *y = (T *)call->output[0].data;
   comba_map(
-      comba_shape_elements(&call->input[0].shape), y, false, [=] __device__(float x) { return scale * value<F>(x); },
-      x);
+      comba_shape_elements(&call->input[0].shape), y, false,
+      [=] __device__(float x) { return scale * activation_value(F, x); }, x);
 }
 
 template <class T, comba_function F> static void map_gradient(const comba_call *call, float scale) {

@@ -11,9 +11,9 @@
 
 enum { FEW_ROWS = 4, SOME_ROWS = 64, FEW_WEIGHTS = 8 };
 
-/* y (rows, n) = x weight^T + bias; rows of the weight (n, k) begin at multiples of 16 bytes */
+/* y (rows, n) = x weight^T + bias; rows of x (rows, k) and of the weight (n, k) begin at multiples of 16 bytes */
 template <class T> struct few_rows_weight {
-  const T *weight, *bias;
+  const T *x, *weight, *bias;
   T *y;
   int n, block; /* the first that has columns of it */
 
@@ -22,7 +22,6 @@ template <class T> struct few_rows_weight {
   }
 };
 template <class T> struct few_rows_product {
-  const T *x; /* (rows, k), aligned likewise */
   int rows, k, weights;
   few_rows_weight<T> of[FEW_WEIGHTS];
 
@@ -43,41 +42,75 @@ template <class T> static unsigned few_rows_deal(few_rows_product<T> &p, int col
   return (unsigned)blocks;
 }
 
+/* 16 bytes, zero where there are none */
+static __device__ inline uint4 load_bits(const void *from, bool there) {
+  return there ? *(const uint4 *)from : make_uint4(0, 0, 0, 0);
+}
+template <class T> static __device__ inline packet<T, 16 / sizeof(T)> load_there(const T *from, bool there) {
+  const uint4 bits = load_bits(from, there);
+  packet<T, 16 / sizeof(T)> values;
+  memcpy(&values, &bits, sizeof bits);
+  return values;
+}
+
 /* ---- Up to four rows ------------------------------------------------------------------------------------------------- */
 
-enum { FEW_WARPS = 4, FEW_COLUMNS = 2, FEW_AHEAD = 4 }; /* of a block; of a warp; accesses to a row under way */
+enum {
+  FEW_WARPS = 4,   /* of a block */
+  FEW_COLUMNS = 2, /* of a warp */
+  FEW_AHEAD =
+      4, /* accesses to a row of the weight that are under way, the first of them while the kernel before runs */
+  FEW_BYTES =
+      8192 /* of a row of x that are in shared memory at a time: so many accesses of a warp, and a multiple of FEW_AHEAD */
+};
 
 template <class T, int M>
 static __global__ void __launch_bounds__(FEW_WARPS * 32)
     multiply_few_rows(const __grid_constant__ few_rows_product<T> p) {
-  constexpr int pack = 16 / sizeof(T), step = 32 * pack;
+  constexpr int pack = 16 / sizeof(T), step = 32 * pack, piece = FEW_BYTES / sizeof(T);
+  __shared__ uint4 shared[M][FEW_BYTES / 16];
   const few_rows_weight<T> &own = p.own();
   const int lane = threadIdx.x % 32;
   const int first = (((int)blockIdx.x - own.block) * FEW_WARPS + (int)threadIdx.x / 32) * FEW_COLUMNS;
   packet<T, pack> w[FEW_AHEAD][FEW_COLUMNS];
   float sum[M][FEW_COLUMNS] = {};
-  const auto read = [&](int i, int c) {
+  const auto read_weight = [&](int i, int c) {
 #pragma unroll
     for (int j = 0; j < FEW_COLUMNS; j++)
-      if (c < p.k) w[i][j] = load_packet<pack>(own.weight + (int64_t)min(first + j, own.n - 1) * p.k + c);
+      w[i][j] = load_there(own.weight + (int64_t)min(first + j, own.n - 1) * p.k + c, c < p.k);
   };
 #pragma unroll
-  for (int i = 0; i < FEW_AHEAD; i++) read(i, lane * pack + i * step);
-  for (int from = lane * pack; from < p.k; from += FEW_AHEAD * step)
+  for (int i = 0; i < FEW_AHEAD; i++) read_weight(i, lane * pack + i * step);
+  comba_chain_next();
+  comba_chain_wait();
+  for (int begin = 0; begin < p.k; begin += piece) {
+    const int end = min(p.k, begin + piece);
+    if (begin) __syncthreads();
 #pragma unroll
-    for (int i = 0; i < FEW_AHEAD; i++) {
-      const int c = from + i * step;
-      if (c >= p.k) break;
+    for (int m = 0; m < M; m++)
+      for (int c = begin + threadIdx.x * pack;
+           c < (end + FEW_AHEAD * step - 1) / (FEW_AHEAD * step) * (FEW_AHEAD * step); c += FEW_WARPS * step)
+        copy_async(&shared[m][(c - begin) / pack], own.x + (int64_t)min(m, p.rows - 1) * p.k + (c < end ? c : 0),
+                   c < end);
+    close_copies();
+    wait_for_copies<0>();
+    __syncthreads();
+    for (int from = begin; from < end; from += FEW_AHEAD * step)
 #pragma unroll
-      for (int m = 0; m < M; m++) {
-        const packet<T, pack> in = load_packet<pack>(p.x + (int64_t)min(m, p.rows - 1) * p.k + c);
+      for (int i = 0; i < FEW_AHEAD; i++) {
+        const int c = from + i * step + lane * pack;
 #pragma unroll
-        for (int j = 0; j < FEW_COLUMNS; j++)
+        for (int m = 0; m < M; m++) {
+          packet<T, pack> x;
+          memcpy(&x, &shared[m][(c - begin) / pack], sizeof x);
 #pragma unroll
-          for (int e = 0; e < pack; e++) sum[m][j] += in[e] * w[i][j][e];
+          for (int j = 0; j < FEW_COLUMNS; j++)
+#pragma unroll
+            for (int e = 0; e < pack; e++) sum[m][j] += x[e] * w[i][j][e];
+        }
+        read_weight(i, c + FEW_AHEAD * step);
       }
-      read(i, c + FEW_AHEAD * step);
-    }
+  }
 #pragma unroll
   for (int m = 0; m < M; m++)
 #pragma unroll
@@ -94,22 +127,23 @@ enum {
   SOME_STEP =
       32, /* channels at a time, 8 of a lane: two products of 16, whose order of channels is the same for both factors */
   SOME_COLUMNS = 16, /* of y that a product has */
+  SOME_AHEAD = 4,    /* steps that are under way: of the weight in registers, of x in shared memory */
 };
 
-static __device__ inline uint4 load_there(const bfloat16 *from, bool there) {
-  return there ? *(const uint4 *)from : make_uint4(0, 0, 0, 0);
-}
+/* Each lane copies to shared memory what it reads there itself. */
+template <int TILES> constexpr int some_rows_bytes = SOME_AHEAD *TILES *SOME_WARPS * 32 * 16;
 
 /* TILES: of 8 rows of x. BANDS: of SOME_COLUMNS columns of y, a block's. y^T = weight x^T, so a row of the weight is one of the product. */
 template <int TILES, int BANDS>
 static __global__ void __launch_bounds__(SOME_WARPS * 32)
     multiply_some_rows(const __grid_constant__ few_rows_product<bfloat16> p) {
-  constexpr int ahead = BANDS < 2 ? 4 : 2, apart = SOME_WARPS * SOME_STEP;
+  constexpr int apart = SOME_WARPS * SOME_STEP;
+  extern __shared__ int4 shared[];
   __shared__ float part[SOME_WARPS][TILES * 8][SOME_COLUMNS + 1];
   const few_rows_weight<bfloat16> &own = p.own();
   const int warp = threadIdx.x / 32, row = threadIdx.x % 32 / 4, channel = threadIdx.x % 4 * 8;
   const int first = ((int)blockIdx.x - own.block) * BANDS * SOME_COLUMNS;
-  uint4 w[ahead][BANDS][2], x[2][TILES];
+  uint4 w[SOME_AHEAD][BANDS][2];
   float sum[BANDS][TILES][4] = {};
   const auto read_weight = [&](int i, int c) {
 #pragma unroll
@@ -117,33 +151,40 @@ static __global__ void __launch_bounds__(SOME_WARPS * 32)
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         const int column = min(first + b * SOME_COLUMNS + half * 8 + row, own.n - 1);
-        w[i][b][half] = load_there(own.weight + (int64_t)column * p.k + c, c < p.k);
+        w[i][b][half] = load_bits(own.weight + (int64_t)column * p.k + c, c < p.k);
       }
   };
-  const auto read_x = [&](int i, int c) {
+  const auto place = [&](int i, int n) { return shared + (i * TILES + n) * SOME_WARPS * 32 + threadIdx.x; };
+  const auto copy_x = [&](int i, int c) {
 #pragma unroll
     for (int n = 0; n < TILES; n++)
-      x[i][n] = load_there(p.x + (int64_t)min(n * 8 + row, p.rows - 1) * p.k + c, c < p.k);
+      copy_async(place(i, n), own.x + (int64_t)min(n * 8 + row, p.rows - 1) * p.k + (c < p.k ? c : 0), c < p.k);
+    close_copies();
   };
 #pragma unroll
-  for (int i = 0; i < ahead; i++) read_weight(i, warp * SOME_STEP + channel + i * apart);
-  read_x(0, warp * SOME_STEP + channel);
-  for (int from = warp * SOME_STEP; from < p.k; from += ahead * apart)
+  for (int i = 0; i < SOME_AHEAD; i++) read_weight(i, warp * SOME_STEP + channel + i * apart);
+  comba_chain_next();
+  comba_chain_wait();
 #pragma unroll
-    for (int i = 0; i < ahead; i++) {
+  for (int i = 0; i < SOME_AHEAD; i++) copy_x(i, warp * SOME_STEP + channel + i * apart);
+  for (int from = warp * SOME_STEP; from < p.k; from += SOME_AHEAD * apart)
+#pragma unroll
+    for (int i = 0; i < SOME_AHEAD; i++) {
       const int c = from + channel + i * apart;
-      read_x((i + 1) % 2, c + apart);
+      wait_for_copies<SOME_AHEAD - 1>();
 #pragma unroll
-      for (int b = 0; b < BANDS; b++) {
-        const uint4 near = w[i][b][0], far = w[i][b][1];
-        const uint32_t low[4] = {near.x, far.x, near.y, far.y}, high[4] = {near.z, far.z, near.w, far.w};
+      for (int n = 0; n < TILES; n++) {
+        const int4 x = *place(i, n);
 #pragma unroll
-        for (int n = 0; n < TILES; n++) {
-          multiply_add(sum[b][n], low, x[i % 2][n].x, x[i % 2][n].y);
-          multiply_add(sum[b][n], high, x[i % 2][n].z, x[i % 2][n].w);
+        for (int b = 0; b < BANDS; b++) {
+          const uint4 near = w[i][b][0], far = w[i][b][1];
+          const uint32_t low[4] = {near.x, far.x, near.y, far.y}, high[4] = {near.z, far.z, near.w, far.w};
+          multiply_add(sum[b][n], low, (uint32_t)x.x, (uint32_t)x.y);
+          multiply_add(sum[b][n], high, (uint32_t)x.z, (uint32_t)x.w);
         }
       }
-      read_weight(i, c + ahead * apart);
+      read_weight(i, c + SOME_AHEAD * apart);
+      copy_x(i, c + SOME_AHEAD * apart);
     }
 #pragma unroll
   for (int b = 0; b < BANDS; b++) {
@@ -172,9 +213,10 @@ template <class T> static bool few_rows_fit(int64_t rows, int64_t n, int64_t k) 
 }
 
 template <class T>
-static void few_rows_launch(void (*kernel)(few_rows_product<T>), few_rows_product<T> p, int columns, int warps) {
+static void few_rows_launch(void (*kernel)(few_rows_product<T>), few_rows_product<T> p, int columns, int warps,
+                            int bytes) {
   const unsigned blocks = few_rows_deal(p, columns);
-  kernel<<<blocks, warps * 32, 0, comba_cuda_stream()>>>(p);
+  comba_chain("a product with few rows", kernel, blocks, warps * 32, bytes, 1, p);
 }
 
 template <int TILES> static void multiply_some(const few_rows_product<bfloat16> &p) {
@@ -185,7 +227,9 @@ template <int TILES> static void multiply_some(const few_rows_product<bfloat16> 
   const auto kernel = bands == 1   ? multiply_some_rows<TILES, 1>
                       : bands == 2 ? multiply_some_rows<TILES, 2>
                                    : multiply_some_rows<TILES, 3>;
-  few_rows_launch(kernel, p, bands * SOME_COLUMNS, SOME_WARPS);
+  comba_cuda_note(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, some_rows_bytes<TILES>),
+                  "a product with few rows");
+  few_rows_launch(kernel, p, bands * SOME_COLUMNS, SOME_WARPS, some_rows_bytes<TILES>);
 }
 static void multiply_some(const few_rows_product<bfloat16> &p) {
   p.rows <= 16 ? multiply_some<2>(p) : p.rows <= 32 ? multiply_some<4>(p) : multiply_some<8>(p);
@@ -200,8 +244,7 @@ template <class T> static void few_rows_multiply(const few_rows_product<T> &p) {
     few_rows_launch(p.rows == 1   ? multiply_few_rows<T, 1>
                     : p.rows == 2 ? multiply_few_rows<T, 2>
                                   : multiply_few_rows<T, FEW_ROWS>,
-                    p, FEW_WARPS * FEW_COLUMNS, FEW_WARPS);
-  comba_cuda_note(cudaGetLastError(), "a product with few rows");
+                    p, FEW_WARPS * FEW_COLUMNS, FEW_WARPS, 0);
 }
 
 #endif

@@ -18,14 +18,7 @@ template <class T> static void forward(const comba_call *call) {
   float *g = (float *)call->output[0].data;
   comba_each(comba_shape_elements(&call->input[A].shape), [=] __device__(int64_t i) {
     const int64_t h = i % heads;
-    float value = 0;
-    switch (kind) {
-    case COMBA_DECAY_MAMBA2: value = -expf(a_log[h]) * softplus(load(a + i) + bias[h]); break;
-    case COMBA_DECAY_SIGMOID: value = -softplus(-load(a + i) - bias[h]); break;
-    case COMBA_DECAY_CONSTANT: value = -expf(a_log[h]) * softplus(bias[h]); break;
-    case COMBA_DECAY_ONE: break;
-    }
-    g[i] = value < FLOOR ? FLOOR : value; /* a NaN passes, so that it shows */
+    g[i] = decay_gate_value(kind, load(a + i), a_log + h, bias + h);
   });
 }
 

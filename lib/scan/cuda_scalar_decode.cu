@@ -20,12 +20,13 @@ static __global__ void __launch_bounds__(THREADS, 4) recur(const cuda_scalar c, 
   const int64_t sequence = task / c.heads, head = task % c.heads, first = blockIdx.x % blocks * CHANNELS;
   const int column = threadIdx.x % lanes * NEIGHBOURS, group = threadIdx.x / lanes, warp = threadIdx.x / 32;
   const int there = (int)max((int64_t)0, min((int64_t)NEIGHBOURS, V - first - column)); /* of this thread's channels */
-  const int64_t start = c.cu_seqlens ? c.cu_seqlens[sequence] : sequence * c.length;
-  const int64_t end = c.cu_seqlens ? c.cu_seqlens[sequence + 1] : start + c.length;
   const int64_t q_head = head / (c.heads / c.q_heads), k_head = head / (c.heads / c.k_heads);
   const int64_t v_head = head / (c.heads / c.v_heads), outside = task * K * V + first + column;
   const float constant = c.retention ? 1 - exp2f(-(float)(c.retention + head)) : 1;
+  const bool in_place = c.initial_state == c.final_state; /* a decoder's: it is read while the kernel before runs */
   float state[most][NEIGHBOURS] = {};
+  comba_chain_next();
+  if (!in_place) comba_chain_wait();
 #pragma unroll
   for (int i = 0; i < most; i++) {
     const int64_t k = i * groups + group;
@@ -39,6 +40,9 @@ static __global__ void __launch_bounds__(THREADS, 4) recur(const cuda_scalar c, 
       for (int j = 0; j < NEIGHBOURS; j++) state[i][j] = j < there ? from[j] : 0;
     }
   }
+  if (in_place) comba_chain_wait();
+  const int64_t start = c.cu_seqlens ? c.cu_seqlens[sequence] : sequence * c.length;
+  const int64_t end = c.cu_seqlens ? c.cu_seqlens[sequence + 1] : start + c.length;
   for (int64_t row = start; row < end; row++) {
     const int64_t at_k = (row * c.k_heads + k_head) * K, at_q = (row * c.q_heads + q_head) * K;
     const int64_t at_v = (row * c.v_heads + v_head) * V + first, gate = row * c.heads + head;
@@ -131,8 +135,7 @@ template <class T> void cuda_scalar_decode(const cuda_scalar *c) {
   const bool aligned =
       c->V % NEIGHBOURS == 0 && (uintptr_t)c->initial_state % 16 == 0 && (uintptr_t)c->final_state % 16 == 0;
   const auto kernel = wide ? recur<T, WIDE> : recur<T, SLIM>;
-  kernel<<<(unsigned)blocks, THREADS, 0, comba_cuda_stream()>>>(*c, aligned);
-  comba_cuda_note(cudaGetLastError(), "the scan token by token");
+  comba_chain("the scan token by token", kernel, (unsigned)blocks, THREADS, 0, 1, *c, aligned);
 }
 
 template void cuda_scalar_decode<float>(const cuda_scalar *);
