@@ -6,7 +6,11 @@
 #include "ops/cuda_activation.h"
 #include "ops/cuda_convolution_token.h"
 #include "ops/cuda_gates.h"
+extern "C" {
+#include "ops/closed_loop.h"
+}
 
+enum { AFTER_NORM = 1, P_NORMALIZE = 2, FEEDBACK_DECAY = 4 }; /* choices of closed_loop */
 enum { THREADS = 512, MOST_TOKENS = 128, MOST_STEPS = 24 };
 
 /* An operator's work for a token: `rows` rows of d values, by rows or by values */
@@ -16,7 +20,7 @@ typedef struct token_step {
   int block; /* at which of the token's blocks its work begins: steps of one depth go to different ones */
   int rows, d;
   const void *in[4];
-  void *out[2];
+  void *out[3];
   float number; /* epsilon, or a factor */
   int choice;   /* of a function; taps of a convolution */
   int turns;    /* rows take turns with so many groups of weights; likewise heads */
@@ -53,6 +57,29 @@ template <class V, class R> static __device__ void scale_row(const token_step &s
   for (int j = threadIdx.x; j < s.d; j += THREADS) result(j, value(j) * r);
 }
 
+template <class T> static __device__ void run_closed_loop(const token_step &s, int64_t h, int64_t at) {
+  const T *q = (const T *)s.in[0] + at, *k = (const T *)s.in[1] + at;
+  const float *decay = (const float *)s.in[2], *correction = (const float *)s.in[3];
+  const comba_closed_loop_attributes attributes = {s.number, (s.choice & AFTER_NORM) != 0,
+                                                   (s.choice & P_NORMALIZE) != 0, (s.choice & FEEDBACK_DECAY) != 0};
+  const comba_loop loop = comba_loop_of(&attributes, decay ? sigmoid(decay[h]) : 1, correction ? correction[h] : 0);
+  float kk = 0, ww = 0;
+  for (int j = threadIdx.x; j < s.d; j += THREADS) {
+    const float key = load(k + j), w = load(q + j) - loop.c * key;
+    kk += key * key;
+    ww += w * w;
+  }
+  kk = block_sum(kk);
+  ww = block_sum(ww);
+  const comba_loop_forward by = comba_loop_run(&loop, kk, ww);
+  for (int j = threadIdx.x; j < s.d; j += THREADS) {
+    const float query = load(q + j), key = load(k + j);
+    store((T *)s.out[0] + at + j, by.q_q * query + by.q_k * key);
+    store((T *)s.out[1] + at + j, by.k_k * key);
+    store((T *)s.out[2] + at + j, by.p_k * key);
+  }
+}
+
 template <class T> static __device__ void run_by_rows(const token_step &s, const token_part &part) {
   const T *x = (const T *)s.in[0], *other = (const T *)s.in[1];
   const float *weight = (const float *)s.in[2];
@@ -60,6 +87,7 @@ template <class T> static __device__ void run_by_rows(const token_step &s, const
   part.each_row(s, [&](int64_t row, int64_t at) {
     const float *w = weight ? weight + row % s.turns * s.d : NULL;
     switch (s.op) {
+    case COMBA_OP_closed_loop: run_closed_loop<T>(s, row % s.rows, at); break;
     case COMBA_OP_l2_norm:
       scale_row(
           s, 1, [&](int j) { return load(x + at + j); }, [&](int j, float v) { store(y + at + j, v); });
@@ -96,9 +124,6 @@ template <class T> static __device__ void run_by_values(const token_step &s, con
     break;
   case COMBA_OP_widen: part.each(s, [&](int64_t i, int) { ((float *)y)[i] = load(x + i); }); break;
   case COMBA_OP_narrow: part.each(s, [&](int64_t i, int) { store(y + i, ((const float *)x)[i]); }); break;
-  case COMBA_OP_head_scale:
-    part.each(s, [&](int64_t i, int j) { store(y + i, load(x + i) * sigmoid(heads[j / s.d])); });
-    break;
   case COMBA_OP_output_correction:
     part.each(s, [&](int64_t i, int j) { store(y + i, load(x + i) + s.number * heads[j / s.d] * load(other + i)); });
     break;
@@ -164,8 +189,7 @@ static bool describe(const comba_forward *forward, int64_t tokens, token_step *s
   s->rows = (int)(values / d);
   s->d = (int)d;
   s->turns = 1;
-  s->out[0] = call->output[0].data;
-  s->out[1] = call->output[1].data;
+  for (int i = 0; i < 3; i++) s->out[i] = call->output[i].data;
   take_inputs(s, call, 0, 1, -1, -1);
   switch (forward->id) {
   case COMBA_OP_widen:
@@ -197,7 +221,14 @@ static bool describe(const comba_forward *forward, int64_t tokens, token_step *s
     s->turns = (int)(call->input[2].shape.size[0] / d);
     break;
   }
-  case COMBA_OP_head_scale: take_inputs(s, call, 0, -1, 1, -1); break;
+  case COMBA_OP_closed_loop: {
+    const comba_closed_loop_attributes *a = (const comba_closed_loop_attributes *)call->attributes;
+    s->by_rows = true;
+    s->number = (float)a->epsilon;
+    s->choice = a->after_norm * AFTER_NORM | a->p_normalize * P_NORMALIZE | a->feedback_decay * FEEDBACK_DECAY;
+    take_inputs(s, call, 0, 1, 2, 3);
+    break;
+  }
   case COMBA_OP_output_correction:
     take_inputs(s, call, 0, 1, 2, -1);
     s->number = ((const comba_output_correction_attributes *)call->attributes)->adds ? 1 : -1;
