@@ -3,12 +3,24 @@
 
 enum { LOGITS, TARGETS, WEIGHTS };
 enum { LOSS, ROWS };
-enum { THREADS = 256, SUMMING = 1024 };
+enum { THREADS = 256, ROUND = 4, SUMMING = 1024 };
 
 static comba_status infer(comba_signature *s) {
   s->forward_workspace = comba_shape_elements(&s->output[ROWS]); /* weighted, smoothed losses */
   s->backward_workspace = 1;
   return COMBA_OK;
+}
+
+/* Calls f(j, values) for the packets at columns j of a row that are this thread's, ROUND of them read before the first is worked on */
+template <int N, class T, class F> static __device__ void each_packet(const T *row, int64_t classes, F f) {
+  for (int64_t start = threadIdx.x * N; start < classes; start += ROUND * THREADS * N) {
+    unread<T, N> x[ROUND];
+#pragma unroll
+    for (int k = 0; k < ROUND; k++) x[k].load(start + k * THREADS * N < classes, row + start + k * THREADS * N);
+#pragma unroll
+    for (int k = 0; k < ROUND; k++)
+      if (start + k * THREADS * N < classes) f(start + k * THREADS * N, x[k].read());
+  }
 }
 
 template <int N, class T>
@@ -24,9 +36,7 @@ static __global__ void row_loss(const T *logits, const int32_t *targets, const f
   /* of what the thread has seen: the largest, the sum of e^(x - largest), and that of x - x[0] */
   float largest = -INFINITY, sum = 0, beyond = 0;
   const float start = load(x);
-#pragma unroll 4
-  for (int64_t j = threadIdx.x * N; j < classes; j += THREADS * N) {
-    const packet<T, N> values = load_packet<N>(x + j);
+  each_packet<N>(x, classes, [&](int64_t, const packet<T, N> &values) {
     float most = values[0];
 #pragma unroll
     for (int i = 1; i < N; i++) most = fmaxf(most, values[i]);
@@ -34,12 +44,13 @@ static __global__ void row_loss(const T *logits, const int32_t *targets, const f
       sum *= __expf(largest - most);
       largest = most;
     }
+    if (most > -INFINITY || isnan(most))
 #pragma unroll
-    for (int i = 0; i < N; i++) {
-      if (most > -INFINITY || isnan(most)) sum += __expf(values[i] - largest);
-      beyond += values[i] - start;
-    }
-  }
+      for (int i = 0; i < N; i++) sum += __expf(values[i] - largest);
+    if (smoothing != 0)
+#pragma unroll
+      for (int i = 0; i < N; i++) beyond += values[i] - start;
+  });
   const float own = largest;
   largest = block_max(largest);
   sum = block_sum(own > -INFINITY ? sum * __expf(own - largest) : sum);
@@ -109,18 +120,20 @@ static __global__ void row_gradient(const T *logits, const int32_t *targets, con
   }
   const float own = target < 0 ? 0 : *scale * (weights ? weights[target] : 1), every = own * smoothing / (float)classes;
   const float top = target < 0 ? 0 : saved[2 * row], factor = target < 0 ? 0 : own * saved[2 * row + 1];
-#pragma unroll 4
-  for (int64_t j = threadIdx.x * N; j < classes; j += THREADS * N) {
-    const packet<T, N> values = load_packet<N>(x + j);
+  each_packet<N>(x, classes, [&](int64_t j, const packet<T, N> &values) {
     float result[N];
 #pragma unroll
-    for (int i = 0; i < N; i++) {
-      result[i] = target < 0 ? 0 : factor * __expf(values[i] - top) - every;
-      if (j + i == target) result[i] -= own * (1 - smoothing);
-      if (l2_warp > 0 && j + i == first) result[i] += l2_warp * *dloss / (float)rows * largest;
-    }
+    for (int i = 0; i < N; i++) result[i] = target < 0 ? 0 : factor * __expf(values[i] - top) - every;
+    if (target >= j && target < j + N)
+#pragma unroll
+      for (int i = 0; i < N; i++)
+        if (j + i == target) result[i] -= own * (1 - smoothing);
+    if (l2_warp > 0)
+#pragma unroll
+      for (int i = 0; i < N; i++)
+        if (j + i == first) result[i] += l2_warp * *dloss / (float)rows * largest;
     put_packet<N>(dx + j, result, accumulate);
-  }
+  });
 }
 
 template <class T> static void forward(const comba_call *call) {

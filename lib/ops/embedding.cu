@@ -3,28 +3,22 @@
 
 enum { IDS, WEIGHT };
 
-/* y (tokens, d) = the rows of the weight that `ids` names, N values a thread */
-template <int N, class T>
-static void copy_rows(const int32_t *ids, const float *weight, int64_t tokens, int64_t d, T *y) {
-  const int64_t packets = d / N;
-  comba_each(tokens * packets, [=] __device__(int64_t i) {
-    const packet<float, N> from = load_packet<N>(weight + (ids[i / packets] * packets + i % packets) * N);
-    float value[N];
-#pragma unroll
-    for (int k = 0; k < N; k++) value[k] = from[k];
-    put_packet<N>(y + i * N, value, false);
-  });
+/* y (tokens, d) = the rows of the weight that `ids` names, N values a thread; blocks of columns follow one another */
+template <int N, class T> static __global__ void copy_rows(const int32_t *ids, const T *weight, int64_t d, T *y) {
+  const int64_t t = blockIdx.x, from = ids[t] * d;
+  for (int64_t j = threadIdx.x * N; j < d; j += blockDim.x * N)
+    store_packet(y + t * d + j, load_packet<N>(weight + from + j));
 }
 
 template <class T> static void forward(const comba_call *call) {
   const int64_t tokens = comba_shape_elements(&call->input[IDS].shape), d = call->input[WEIGHT].shape.size[1];
   const int32_t *ids = (const int32_t *)call->input[IDS].data;
-  const float *weight = (const float *)call->input[WEIGHT].data;
+  const T *weight = comba_cuda_weight<T>(call->input[WEIGHT].data);
   T *y = (T *)call->output[0].data;
-  if (d % 8 == 0 && comba_cuda_aligned(weight, 16) && comba_cuda_aligned(y, 16))
-    copy_rows<8>(ids, weight, tokens, d, y);
-  else
-    copy_rows<1>(ids, weight, tokens, d, y);
+  const bool packs = d % 8 == 0 && comba_cuda_aligned(weight, 16) && comba_cuda_aligned(y, 16);
+  const auto kernel = packs ? copy_rows<8, T> : copy_rows<1, T>;
+  kernel<<<(unsigned)tokens, 128, 0, comba_cuda_stream()>>>(ids, weight, d, y);
+  comba_cuda_note(cudaGetLastError(), "embedding");
 }
 
 /* next[t]: the next token after t with the same id, or `tokens`; found by the block of that token */

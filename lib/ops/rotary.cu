@@ -11,17 +11,18 @@ static comba_status infer(comba_signature *s) {
   return COMBA_OK;
 }
 
-/* Pair j of a row is channels `stride` j and `apart` further; a thread turns N neighbouring pairs. */
-template <int N, class T>
-static void turn(const T *x, const float *table, int64_t rows, int64_t length, int64_t heads, int64_t half,
-                 int64_t apart, int64_t stride, float direction, bool accumulate, T *y) {
-  const int64_t packets = half / N;
-  comba_each(rows * packets, [=] __device__(int64_t i) {
-    const int64_t row = i / packets, j = i % packets * N, t = row / heads % length;
-    const int64_t a = row * 2 * half + stride * j, b = a + apart;
+/* Pair j of a row is channels `stride` j and `apart` further; a thread turns N neighbouring pairs. Index: what counts the threads; division
+ * by int64_t takes longer than all else here. */
+template <int N, class Index, class T>
+static void turn(const T *x, const float *table, Index rows, Index length, Index heads, Index half, int64_t apart,
+                 int stride, float direction, bool accumulate, T *y) {
+  const Index packets = half / N;
+  comba_each((int64_t)rows * packets, [=] __device__(int64_t i) {
+    const Index row = (Index)i / packets, j = ((Index)i - row * packets) * N, t = row / heads % length;
+    const int64_t a = (int64_t)row * 2 * half + stride * j, b = a + apart;
+    const float *angle = table + (int64_t)t * 2 * half + j;
     const packet<T, N> first = load_packet<N>(x + a), second = load_packet<N>(x + b);
-    const packet<float, N> cosine = load_packet<N>(table + t * 2 * half + j);
-    const packet<float, N> sine = load_packet<N>(table + t * 2 * half + half + j);
+    const packet<float, N> cosine = load_packet<N>(angle), sine = load_packet<N>(angle + half);
     float to_first[N], to_second[N];
 #pragma unroll
     for (int k = 0; k < N; k++) {
@@ -39,7 +40,8 @@ template <class T> static void rotate(const comba_call *call, const T *x, float 
   const int64_t length = shape->size[1], heads = shape->size[2], d = shape->size[3], half = d / 2;
   const int64_t period = attributes->period;
   const bool interleaved = attributes->interleaved;
-  const double base = attributes->base == 0 ? 10000 : attributes->base;
+  /* base^(-2 j / d) = 2^(step j) */
+  const double step = -2 * log2(attributes->base == 0 ? 10000 : attributes->base) / (double)d;
   const int32_t *position = (const int32_t *)call->input[POSITION].data;
   const cuda_sequences sequences = cuda_sequences_of(&call->input[X], &call->input[CU_SEQLENS]);
   float *table = (float *)call->workspace; /* (T, 2, D/2): cosines, sines */
@@ -49,16 +51,24 @@ template <class T> static void rotate(const comba_call *call, const T *x, float 
     if (position) n += *position;
     if (period) n %= period;
     double sine, cosine;
-    sincos((double)n * pow(base, -2 * (double)j / (double)d), &sine, &cosine);
+    sincos((double)n * exp2(step * (double)j), &sine, &cosine);
     table[t * d + j] = (float)cosine;
     table[t * d + half + j] = (float)sine;
   });
   const int64_t rows = comba_shape_elements(shape) / d;
   const bool packs = half % 8 == 0 && comba_cuda_aligned(x, 16) && comba_cuda_aligned(y, 16);
-  if (packs && !interleaved)
-    turn<8>(x, table, rows, length, heads, half, half, 1, direction, accumulate, y);
+  const auto turn_by = [&](auto index) {
+    typedef decltype(index) I;
+    if (packs && !interleaved)
+      turn<8, I>(x, table, rows, length, heads, half, half, 1, direction, accumulate, y);
+    else
+      turn<1, I>(x, table, rows, length, heads, half, interleaved ? 1 : half, interleaved ? 2 : 1, direction,
+                 accumulate, y);
+  };
+  if (rows * half < UINT32_MAX - COMBA_CUDA_BLOCK)
+    turn_by(0u);
   else
-    turn<1>(x, table, rows, length, heads, half, interleaved ? 1 : half, interleaved ? 2 : 1, direction, accumulate, y);
+    turn_by((int64_t)0);
 }
 
 template <class T> static void forward(const comba_call *call) {
