@@ -63,9 +63,11 @@ static inline __device__ cuda_piece piece_at(const cuda_chunks &c, int64_t step,
   return p;
 }
 
+/* Slots are as many as blocks of a kernel: divided in 32 bits, for 64 take a hundred instructions. */
 static inline __device__ cuda_piece piece_of_slot(const cuda_chunks &c, int64_t slot, int64_t *head) {
-  *head = slot % c.heads;
-  return piece_at(c, slot / c.heads / c.lanes, slot / c.heads % c.lanes);
+  const uint32_t heads = (uint32_t)c.heads, lanes = (uint32_t)c.lanes, chunk = (uint32_t)slot / heads;
+  *head = (uint32_t)slot % heads;
+  return piece_at(c, chunk / lanes, chunk % lanes);
 }
 
 /* Hands out parts of a workspace from `base` on; without one it only counts floats. */

@@ -40,6 +40,11 @@ comba_status cuda_scalar_infer(comba_signature *s, const cuda_scalar *c, int64_t
 
 /* ---- Chunks --------------------------------------------------------------------------------------------------------- */
 
+/* The first channel, in rows of `heads` heads of `width`, of what head `head` of the most reads. */
+static inline __device__ int channel_of(const pass &a, int64_t head, int64_t heads, int width) {
+  return (int)head / ((int)a.s.heads / (int)heads) * width;
+}
+
 enum { STRIDE = CHUNK + 4, BLOCK = 16 }; /* of float matrices in shared memory; of the resolvent by substitution */
 
 /* Shared memory of find_chunks: tiles of q, k and p, or M and R. */
@@ -140,21 +145,25 @@ template <class T, bool delta> static __global__ void __launch_bounds__(delta ? 
   __shared__ float beta[CHUNK];
   T *q = (T *)shared, *k = q + tile_elements<T>, *p = k + tile_elements<T>;
   float *M = (float *)shared, *R = M + CHUNK * STRIDE;
-  const int64_t slot = blockIdx.x, K = a.s.K;
+  const int64_t slot = blockIdx.x;
+  const int K = (int)a.s.K, q_stride = (int)a.c.q_heads * K, k_stride = (int)a.c.k_heads * K;
   int64_t head;
   const cuda_piece piece = piece_of_slot(a.s, slot, &head);
-  const int64_t q_stride = a.c.q_heads * K, k_stride = a.c.k_heads * K;
-  const int64_t q_at = piece.row * q_stride + head / (a.s.heads / a.c.q_heads) * K;
-  const int64_t k_at = piece.row * k_stride + head / (a.s.heads / a.c.k_heads) * K;
+  const int64_t q_at = piece.row * q_stride + channel_of(a, head, a.c.q_heads, K);
+  const int64_t k_at = piece.row * k_stride + channel_of(a, head, a.c.k_heads, K);
+  const auto load = [&](T *to, const void *from, int64_t at, int stride, int columns) {
+    tile_load_async<CHUNK, TILE, delta ? 256 : 128>(to, (const T *)from + at, stride, piece.count, columns,
+                                                    a.keys_aligned);
+  };
   const int warp = threadIdx.x / 32, first_row = warp % 4 * TILE_ROWS;
   const bool feedback = warp >= 4, other = delta && a.c.p;
   if (!warp) find_gates(a, piece, slot, head, G, beta);
 
   float sum[CHUNK / 8][4] = {};
-  for (int64_t channel = 0; channel < K; channel += TILE) {
-    if (a.b.A) tile_copy(q, (const T *)a.c.q + q_at + channel, q_stride, piece.count, K - channel, a.keys_aligned);
-    tile_copy(k, (const T *)a.c.k + k_at + channel, k_stride, piece.count, K - channel, a.keys_aligned);
-    if (other) tile_copy(p, (const T *)a.c.p + k_at + channel, k_stride, piece.count, K - channel, a.keys_aligned);
+  for (int channel = 0; channel < K; channel += TILE) {
+    if (a.b.A) load(q, a.c.q, q_at + channel, q_stride, K - channel);
+    load(k, a.c.k, k_at + channel, k_stride, K - channel);
+    if (other) load(p, a.c.p, k_at + channel, k_stride, K - channel);
     close_copies();
     wait_for_copies<0>();
     __syncthreads();
@@ -193,61 +202,78 @@ template <class T, bool delta> static __global__ void __launch_bounds__(delta ? 
 
 /* ---- Output --------------------------------------------------------------------------------------------------------- */
 
-/* A block has 64 channels of a slot's output. Two pairs of tiles are in shared memory: one is read while the other arrives. */
-template <class T> static __global__ void __launch_bounds__(128) find_output(const pass a) {
-  constexpr int stride = tile_stride<T, TILE>;
+/* A block has `groups` times 64 channels of a slot's output, four warps for each. Two sets of tiles are in shared memory: one is read while
+ * the other arrives. */
+template <class T, int groups>
+static __global__ void __launch_bounds__(groups * 128, sizeof(T) == 2 ? 6 / groups : 1) find_output(const pass a) {
+  constexpr int stride = tile_stride<T, TILE>, threads = groups * 128;
   extern __shared__ int4 shared[];
-  const int64_t K = a.s.K, V = a.s.V, blocks = (V + TILE - 1) / TILE;
-  const int64_t slot = blockIdx.x / blocks, channel = blockIdx.x % blocks * TILE;
+  const int K = (int)a.s.K, V = (int)a.s.V, in_slot = (V + groups * TILE - 1) / (groups * TILE);
+  const int slices = (K + TILE - 1) / TILE, block_channel = blockIdx.x % in_slot * groups * TILE;
+  const int64_t slot = blockIdx.x / in_slot;
   int64_t head;
   const cuda_piece piece = piece_of_slot(a.s, slot, &head);
   if (!piece.count) return;
-  const int64_t q_stride = a.c.q_heads * K, slices = (K + TILE - 1) / TILE;
-  const T *q = (const T *)a.c.q + piece.row * q_stride + head / (a.s.heads / a.c.q_heads) * K;
-  const int64_t v_stride = a.c.v_heads * V;
-  const T *v = (const T *)a.c.v + piece.row * v_stride + head / (a.s.heads / a.c.v_heads) * V;
-  const T *states = (const T *)a.b.states + slot * K * V + channel;
-  /* the pair of q and S by 64 channels, last that of A and e */
-  const auto copy = [&](int64_t pair) {
-    T *left = (T *)shared + pair % 2 * 2 * tile_elements<T>, *right = left + tile_elements<T>;
-    const int64_t first = pair * TILE;
-    if (pair < slices) {
-      tile_copy(left, q + first, q_stride, piece.count, K - first, a.keys_aligned);
-      tile_copy(right, states + first * V, V, (int)min((int64_t)TILE, K - first), V - channel, a.values_aligned);
-    } else if (pair == slices) {
-      tile_copy(left, (const T *)a.b.A + slot * MATRIX, CHUNK, CHUNK, CHUNK, true);
-      if (a.s.delta)
-        tile_copy(right, (const T *)a.b.errors + slot * CHUNK * V + channel, V, CHUNK, V - channel, a.values_aligned);
-      else
-        tile_copy(right, v + channel, v_stride, piece.count, V - channel, a.values_aligned);
+  const int q_stride = (int)a.c.q_heads * K, v_stride = (int)a.c.v_heads * V;
+  const T *q = (const T *)a.c.q + piece.row * q_stride + channel_of(a, head, a.c.q_heads, K);
+  /* e, which without delta is v */
+  const T *errors = a.s.delta ? (const T *)a.b.errors + slot * CHUNK * V
+                              : (const T *)a.c.v + piece.row * v_stride + channel_of(a, head, a.c.v_heads, V);
+  const T *states = (const T *)a.b.states + slot * K * V;
+  /* q and S by 64 channels of K, last A and e */
+  const auto copy = [&](int set) {
+    T *to = (T *)shared + set % 2 * (1 + groups) * tile_elements<T>;
+    const int first = set * TILE;
+    const auto load = [&](const T *from, int stride, int rows, int columns, bool aligned) {
+      tile_load_async<TILE, TILE, threads>(to, from, stride, rows, columns, aligned);
+      to += tile_elements<T>;
+    };
+    if (set < slices)
+      load(q + first, q_stride, piece.count, K - first, a.keys_aligned);
+    else if (set == slices)
+      load((const T *)a.b.A + slot * MATRIX, CHUNK, CHUNK, CHUNK, true);
+#pragma unroll
+    for (int g = 0; g < groups; g++) {
+      const int channel = block_channel + g * TILE;
+      if (set < slices)
+        load(states + first * (int64_t)V + channel, V, K - first, V - channel, a.values_aligned);
+      else if (set == slices)
+        load(errors + channel, a.s.delta ? V : v_stride, piece.count, V - channel, a.values_aligned);
     }
     close_copies();
   };
-  const int first_row = threadIdx.x / 32 * TILE_ROWS;
+  const int first_row = threadIdx.x % 128 / 32 * TILE_ROWS, group = threadIdx.x / 128;
   float sum[TILE / 8][4] = {};
   copy(0);
-  for (int64_t pair = 0; pair <= slices; pair++) {
-    copy(pair + 1);
+  for (int set = 0; set <= slices; set++) {
+    copy(set + 1);
     wait_for_copies<1>();
     __syncthreads();
-    if (pair == slices) {
+    if (set == slices) {
       const float *decay = a.b.factors + (slot * FACTORS + DECAY) * CHUNK + first_row;
       tile_each<TILE>([&](int n, int i, int row, int) { sum[n][i] *= a.c.scale * decay[row]; });
     }
-    const T *left = (const T *)shared + pair % 2 * 2 * tile_elements<T>;
-    tile_multiply<TILE, TILE, false>(sum, left + first_row * stride, stride, left + tile_elements<T>, stride);
+    const T *left = (const T *)shared + set % 2 * (1 + groups) * tile_elements<T>;
+    tile_multiply<TILE, TILE, false>(sum, left + first_row * stride, stride, left + (1 + group) * tile_elements<T>,
+                                     stride);
     __syncthreads();
   }
-  T *o = (T *)a.c.o + (piece.row * a.s.heads + head) * V + channel;
-  tile_each<TILE>([&](int n, int i, int r, int column) {
-    const int row = first_row + r;
-    if (row >= piece.count || channel + column >= V) return;
-    T *to = o + row * a.s.heads * V + column;
-    if (!a.values_aligned)
-      store(to, sum[n][i]);
-    else if (i % 2 == 0)
-      store_pair(to, sum[n][i], sum[n][i + 1]);
-  });
+  const int channel = block_channel + group * TILE, o_stride = (int)a.s.heads * V, rows = piece.count - first_row;
+  T *o = (T *)a.c.o + (piece.row + first_row) * o_stride + head * V + channel;
+  if (a.values_aligned)
+    tile_write_wide<TILE>(o, o_stride, rows, V - channel, false,
+                          (float *)shared + threadIdx.x / 32 * sheet_floats<TILE>, sum);
+  else
+    tile_write<TILE>(o, o_stride, rows, V - channel, false, false, sum);
+}
+
+template <class T, int groups> static void launch_output(const pass &a) {
+  constexpr int bytes = 2 * (1 + groups) * tile_elements<T> * (int)sizeof(T), width = groups * TILE;
+  comba_cuda_note(cudaFuncSetAttribute(find_output<T, groups>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                  "the scan over chunks");
+  find_output<T, groups>
+      <<<(unsigned)(a.s.slots * ((a.s.V + width - 1) / width)), groups * 128, bytes, comba_cuda_stream()>>>(a);
+  comba_cuda_note(cudaGetLastError(), "the scan over chunks");
 }
 
 /* ---- Forward -------------------------------------------------------------------------------------------------------- */
@@ -279,17 +305,13 @@ template <class T> void cuda_scalar_advance(const cuda_scalar *c, const shape &s
 
 template <class T> void cuda_scalar_forward(const cuda_scalar *c, float *kept, float *workspace) {
   if (is_decoded(c)) return cuda_scalar_decode<T>(c);
-  constexpr int bytes = 4 * tile_elements<T> * (int)sizeof(T);
   const shape s = shape_of(c);
   buffers b;
   const int64_t used = cuda_scalar_lay_out_kept(&b, s, kept ? kept : workspace, sizeof(T));
   cuda_scalar_lay_out_rest(&b, s, workspace + (kept ? 0 : used), true, sizeof(T));
   const pass a = pass_of<T>(c, s, b);
   advance<T>(a);
-  comba_cuda_note(cudaFuncSetAttribute(find_output<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-                  "the scan over chunks");
-  find_output<T><<<(unsigned)(s.slots * ((s.V + TILE - 1) / TILE)), 128, bytes, comba_cuda_stream()>>>(a);
-  comba_cuda_note(cudaGetLastError(), "the scan over chunks");
+  s.V > TILE ? launch_output<T, 2>(a) : launch_output<T, 1>(a);
 }
 
 template void cuda_scalar_advance<float>(const cuda_scalar *, const shape &, const buffers &);
