@@ -91,6 +91,29 @@ START_TEST(reshape_is_the_same_memory) {
 }
 END_TEST
 
+/* Neither a product that nobody reads nor what only that product reads. */
+START_TEST(what_is_not_read_does_not_run) {
+  float weight[WIDTH * WIDTH] = {0};
+  comba_graph_cost cost;
+  comba_graph *graph = create(COMBA_GRAPH_BACKWARD);
+  comba_tensor *x = comba_graph_input_with_gradient(graph, "x", ACTIVATION);
+  comba_tensor *w = comba_graph_parameter(graph, "w", COMBA_SHAPE(WIDTH, WIDTH), weight, NULL);
+  comba_tensor *unread = comba_linear(graph, comba_add(graph, x, x), w, NULL);
+  comba_tensor *const *operands = comba_graph_operands(graph, unread, COMBA_OP_linear);
+  ck_assert_ptr_eq(operands[1], w);
+  ck_assert_ptr_null(comba_graph_operands(graph, unread, COMBA_OP_add));
+  ck_assert_ptr_null(comba_graph_operands(graph, x, COMBA_OP_add));
+  comba_tensor *y = comba_add(graph, x, x);
+  comba_graph_seed(graph, y);
+  plan(graph);
+  comba_graph_describe(graph, &cost);
+  ck_assert_int_eq(cost.nodes, 1);
+  ck_assert_double_eq(cost.forward_flops, 0);
+  ck_assert_ptr_null(unread->data);
+  comba_graph_free(graph);
+}
+END_TEST
+
 /* A state that each run adds to, in the caller's memory. */
 START_TEST(result_is_stored_in_a_state) {
   float state[COUNT] = {0};
@@ -504,6 +527,7 @@ int main(void) {
   tcase_add_test(small, parameter_gradients_add_up_over_runs);
   tcase_add_test(small, gradient_of_a_tensor_used_several_times);
   tcase_add_test(small, reshape_is_the_same_memory);
+  tcase_add_test(small, what_is_not_read_does_not_run);
   tcase_add_test(small, result_is_stored_in_a_state);
   tcase_add_test(small, memory_is_shared);
   tcase_add_test(small, memory_of_blocks_is_shared);

@@ -25,6 +25,7 @@ static void find_depths(const comba_graph *graph, int *written, int *read, place
     const comba_node *node = graph->node[i];
     const comba_signature *s = &node->signature;
     int depth = 0;
+    if (!node->runs[COMBA_RUN_FORWARD]) continue;
     for (int k = 0; k < s->inputs; k++)
       if (node->input[k]) depth = larger(depth, written[node->input[k]->storage]);
     for (int k = 0; k < s->outputs; k++) {
@@ -35,7 +36,7 @@ static void find_depths(const comba_graph *graph, int *written, int *read, place
     for (int k = 0; k < s->inputs; k++)
       if (node->input[k]) read[node->input[k]->storage] = larger(depth, read[node->input[k]->storage]);
     for (int k = 0; k < s->outputs; k++) written[node->output[k]->storage] = depth;
-    places[i] = (place){depth, (int)node->id, i};
+    *places++ = (place){depth, (int)node->id, i};
   }
 }
 
@@ -48,8 +49,8 @@ comba_status comba_graph_order_by_depth(comba_graph *graph) {
     goto cleanup;
   }
   find_depths(graph, depths, depths + graph->storages, places);
-  qsort(places, (size_t)graph->nodes, sizeof *places, earlier);
-  for (int i = 0; i < graph->nodes; i++) {
+  qsort(places, (size_t)graph->forward_steps, sizeof *places, earlier);
+  for (int i = 0; i < graph->forward_steps; i++) {
     graph->schedule[i].node = places[i].node;
     graph->node[places[i].node]->depth = places[i].depth;
   }

@@ -220,6 +220,12 @@ comba_tensor *comba_reshape(comba_graph *graph, comba_tensor *x, comba_shape sha
   return view;
 }
 
+comba_tensor *const *comba_graph_operands(const comba_graph *graph, const comba_tensor *tensor, comba_op_id op) {
+  if (!tensor || tensor->producer < 0) return NULL;
+  const comba_node *node = graph->node[tensor->producer];
+  return node->id == op && node->output[0] == tensor ? node->input : NULL;
+}
+
 void comba_graph_keep(comba_graph *graph, comba_tensor *tensor) {
   if (tensor) graph->storage[tensor->storage].keep = true;
 }
@@ -310,7 +316,7 @@ static int run_together(const comba_graph *graph, int first) {
   comba_forward forwards[COMBA_MOST_TOGETHER];
   int count = 0;
   if (profiling || !graph->backend->forward_together || !(graph->flags & COMBA_GRAPH_TOGETHER)) return 0;
-  for (int i = first; i < graph->nodes && count < COMBA_MOST_TOGETHER; i++) {
+  for (int i = first; i < graph->forward_steps && count < COMBA_MOST_TOGETHER; i++) {
     const comba_node *node = graph->node[graph->schedule[i].node];
     forwards[count++] = (comba_forward){node->id, node->depth, &node->call[COMBA_RUN_FORWARD]};
   }
@@ -319,7 +325,7 @@ static int run_together(const comba_graph *graph, int first) {
 
 static void run_forward(void *context) {
   const comba_graph *graph = context;
-  for (int i = 0; i < graph->nodes;) {
+  for (int i = 0; i < graph->forward_steps;) {
     const int together = run_together(graph, i);
     if (!together) run(graph, &graph->schedule[i]);
     i += together ? together : 1;
@@ -328,7 +334,7 @@ static void run_forward(void *context) {
 
 static void run_backward(void *context) {
   const comba_graph *graph = context;
-  for (int i = graph->nodes; i < graph->steps; i++) run(graph, &graph->schedule[i]);
+  for (int i = graph->forward_steps; i < graph->steps; i++) run(graph, &graph->schedule[i]);
 }
 
 static void run_pass(comba_graph *graph, int pass) {

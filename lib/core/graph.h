@@ -58,6 +58,8 @@ comba_tensor *comba_graph_external(comba_graph *graph, const char *name, comba_c
  * inputs. `attributes` is copied. An input whose type differs from what the operator takes there is converted first. */
 comba_tensor *comba_graph_append(comba_graph *graph, comba_op_id op, const void *attributes, int inputs,
                                  comba_tensor *const *input, comba_tensor **more);
+/* What `op` made the tensor from, as its first result; NULL where another operator, or none, made it. */
+comba_tensor *const *comba_graph_operands(const comba_graph *graph, const comba_tensor *tensor, comba_op_id op);
 /* The same values under another shape, without a copy. */
 comba_tensor *comba_reshape(comba_graph *graph, comba_tensor *x, comba_shape shape);
 
@@ -68,7 +70,8 @@ comba_status comba_tensor_read(const comba_graph *graph, const comba_tensor *ten
 comba_status comba_tensor_write_gradient(const comba_graph *graph, comba_tensor *tensor, const float *values);
 comba_status comba_tensor_read_gradient(const comba_graph *graph, const comba_tensor *tensor, float *values);
 
-/* Keeps the value readable after a run. */
+/* Keeps the value readable after a run. A node runs only if one of its results is read: by a node that runs or, kept, stored or a
+ * seed, by the caller. */
 void comba_graph_keep(comba_graph *graph, comba_tensor *tensor);
 /* The node writes this result into the memory of `target` (an external tensor of equal shape): how a state is updated
  * in place. */

@@ -14,6 +14,7 @@ typedef struct comba_storage {
   bool external;   /* the caller's memory, `data` */
   bool whole_life, keep, seed, keep_gradient;
   bool written;      /* while planning: a gradient that a node has written already */
+  bool read;         /* likewise: a value that a node or the caller reads */
   bool held, wanted; /* likewise: a value that stays until backward, one that backward reads */
   void *data;
 } comba_storage;
@@ -54,8 +55,8 @@ struct comba_graph {
   int block, blocks;     /* that nodes are appended to, and how many there were */
   comba_recompute level; /* of the first level_blocks blocks; of the others the one below */
   int level_blocks;
-  comba_step *schedule; /* forward of every node, then what backward runs */
-  int steps;
+  comba_step *schedule; /* forward_steps of forward, then what backward runs */
+  int forward_steps, steps;
   void *arena;
   const comba_run *run; /* the caller's */
   void *device_run;     /* what kernels read where that is out of their reach */

@@ -26,6 +26,21 @@ static int gradient_storage(comba_graph *graph, int storage) {
   return graph->storage[storage].gradient;
 }
 
+/* Marks the nodes that run forward, the last first: those with a result that somebody reads, who then reads their operands. */
+static void mark_forward(comba_graph *graph) {
+  for (int i = 0; i < graph->storages; i++) {
+    comba_storage *s = &graph->storage[i];
+    s->read = s->external || s->keep || s->seed;
+  }
+  for (int i = graph->nodes - 1; i >= 0; i--) {
+    comba_node *node = graph->node[i];
+    for (int k = 0; k < node->signature.outputs; k++)
+      node->runs[COMBA_RUN_FORWARD] |= graph->storage[node->output[k]->storage].read;
+    for (int k = 0; k < node->signature.inputs && node->runs[COMBA_RUN_FORWARD]; k++)
+      if (node->input[k]) graph->storage[node->input[k]->storage].read = true;
+  }
+}
+
 /* Marks the nodes whose backward runs, and for each input gradient whether it is the first to be written. Until resolve(),
  * data that is not NULL says of a gradient that it is there. */
 static comba_status derive_backward(comba_graph *graph) {
@@ -44,7 +59,6 @@ static comba_status derive_backward(comba_graph *graph) {
       reached |= node->output[k]->needs_gradient && gradient >= 0 && graph->storage[gradient].written;
     }
     for (int k = 0; k < node->signature.inputs; k++) wanted |= node->input[k] && node->input[k]->needs_gradient;
-    node->runs[COMBA_RUN_FORWARD] = true;
     node->runs[COMBA_RUN_BACKWARD] = reached && wanted && node->op->backward;
     if (!node->runs[COMBA_RUN_BACKWARD]) continue;
     for (int k = 0; k < node->signature.outputs; k++) {
@@ -241,11 +255,11 @@ static void resolve(comba_graph *graph) {
 static void count_flops(comba_graph *graph) {
   for (int i = 0; i < graph->nodes; i++) {
     const comba_node *node = graph->node[i];
-    graph->cost.forward_flops += node->signature.forward_flops;
+    if (node->runs[COMBA_RUN_FORWARD]) graph->cost.forward_flops += node->signature.forward_flops;
     if (node->runs[COMBA_RUN_BACKWARD]) graph->cost.backward_flops += node->signature.backward_flops;
     if (node->runs[COMBA_RUN_AGAIN]) graph->cost.again_flops += node->signature.forward_flops;
   }
-  graph->cost.nodes = graph->nodes;
+  graph->cost.nodes = graph->forward_steps;
   graph->cost.blocks = graph->blocks;
   graph->cost.recompute = graph->level;
   graph->cost.recompute_blocks = graph->level_blocks < graph->blocks ? graph->level_blocks : graph->blocks;
@@ -254,6 +268,7 @@ static void count_flops(comba_graph *graph) {
 comba_status comba_graph_layout(comba_graph *graph) {
   comba_status status = comba_graph_status(graph);
   if (status != COMBA_OK) return status;
+  mark_forward(graph);
   COMBA_TRY(derive_backward(graph));
   COMBA_TRY(add_saved(graph));
   COMBA_TRY(comba_graph_schedule(graph));

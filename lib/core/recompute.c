@@ -1,6 +1,6 @@
 /* The order in which everything runs, and which values backward computes again instead of reading what forward left.
  *
- * Forward runs all nodes in their order, backward those that have one in reverse. Where values are dropped, the nodes of a
+ * Forward runs the nodes in their order, backward those that have one in reverse. Where values are dropped, the nodes of a
  * block that write them run forward again just before the backward of its last node. What they write then has a second
  * storage, whose life begins there; the life of the first ends with its last reader in forward. The same kernels see the
  * same operands, so the results are the same bits.
@@ -128,7 +128,7 @@ comba_status comba_graph_schedule(comba_graph *graph) {
   if (!graph->schedule) return COMBA_ERROR_MEMORY;
   for (int i = 0; i < graph->nodes; i++) {
     const comba_node *node = graph->node[i];
-    graph->schedule[graph->steps++] = (comba_step){i, COMBA_RUN_FORWARD};
+    if (node->runs[COMBA_RUN_FORWARD]) graph->schedule[graph->forward_steps++] = (comba_step){i, COMBA_RUN_FORWARD};
     if (!node->runs[COMBA_RUN_AGAIN]) continue;
     for (int k = 0; k < node->signature.outputs; k++)
       if (!graph->storage[node->output[k]->storage].held && !add_second(graph, node->output[k]->storage))
@@ -136,6 +136,7 @@ comba_status comba_graph_schedule(comba_graph *graph) {
     for (int k = 0; k < node->signature.saved; k++)
       if (!add_second(graph, node->saved[k])) return comba_graph_status(graph);
   }
+  graph->steps = graph->forward_steps;
   if (graph->flags & COMBA_GRAPH_TOGETHER) return comba_graph_order_by_depth(graph);
   for (int i = graph->nodes - 1, block = 0; i >= 0; i--) {
     if (graph->node[i]->block != block) { /* the last node of its block */

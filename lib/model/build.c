@@ -93,7 +93,10 @@ comba_tensor *comba_build_linear(comba_build *build, const char *name, comba_ten
   comba_tensor *weight = comba_build_weight(build, "weight", COMBA_SHAPE(outputs, x->shape.size[x->shape.rank - 1]));
   comba_tensor *offset = bias ? comba_build_vector(build, "bias", outputs, 0) : NULL;
   comba_build_leave(build, length);
-  return comba_linear(build->graph, x, weight, offset);
+  const comba_scanned *scanned = &build->scanned;
+  if (x != scanned->all) return comba_linear(build->graph, x, weight, offset);
+  return comba_scan_order(build->graph, comba_linear(build->graph, scanned->once, weight, offset),
+                          (comba_scan)scanned->order, scanned->height, scanned->width);
 }
 
 static comba_state *find_state(const comba_states *states, const char *name) {

@@ -26,6 +26,13 @@ typedef struct comba_states {
   comba_state *state;
 } comba_states;
 
+/* Tokens that a layer sees in several orders: `all` (directions B, N, d) = scan_order of `once` (B,N,d). */
+typedef struct comba_scanned {
+  comba_tensor *once, *all;
+  int order; /* comba_scan */
+  int64_t height, width;
+} comba_scanned;
+
 typedef struct comba_build {
   comba_graph *graph;
   const comba_config *config; /* NULL for a mixer alone */
@@ -42,7 +49,8 @@ typedef struct comba_build {
   float *class_weights;     /* likewise: (num_classes) or NULL */
   comba_tensor *cu_seqlens; /* (N+1) or NULL */
   comba_tensor
-      *first_value; /* (B,T,d) v of RWKV-7's first layer, which the later ones mix in; NULL before it is there */
+      *first_value;      /* (B,T,d) v of RWKV-7's first layer, which the later ones mix in; NULL before it is there */
+  comba_scanned scanned; /* vision: of the layer that is being built */
   /* decoding only */
   comba_states *states;   /* NULL: sequences start from zero and end without a trace */
   comba_tensor *position; /* (1): tokens before this piece; NULL: 0 */
@@ -74,7 +82,8 @@ comba_tensor *comba_build_state(comba_build *build, const char *name, comba_shap
 /* `result` becomes the next value of `state`; nothing happens where state is NULL. */
 void comba_build_update(comba_build *build, comba_tensor *state, comba_tensor *result);
 
-/* (B,T,n) = x (B,T,m) NAME.weight (n,m)^T, with NAME.bias if `bias`. */
+/* (B,T,n) = x (B,T,m) NAME.weight (n,m)^T, with NAME.bias if `bias`. Tokens in several orders are multiplied once and ordered
+ * afterwards. */
 comba_tensor *comba_build_linear(comba_build *build, const char *name, comba_tensor *x, int64_t outputs, bool bias);
 
 /* COMBA_ERROR_ARGUMENT unless cu_seqlens (sequences + 1) rises from 0 to `length` and batch is 1. */

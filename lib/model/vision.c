@@ -77,6 +77,15 @@ static comba_tensor *embed(comba_build *build, comba_tensor *pixels, grid g) {
   return build->training ? comba_dropout(graph, x, config->hidden_dropout_prob) : x;
 }
 
+/* merge(y), the sum over the orders. Where y = o W^T, the sum comes first: W then has one row a token to multiply. */
+static comba_tensor *merge_orders(comba_build *build, comba_tensor *y, comba_scan merge, grid g) {
+  comba_graph *graph = build->graph;
+  const bool average = build->config->scan_average;
+  comba_tensor *const *product = comba_graph_operands(graph, y, COMBA_OP_linear);
+  if (!product || product[2]) return comba_scan_merge(graph, y, merge, g.height, g.width, average);
+  return comba_linear(graph, comba_scan_merge(graph, product[0], merge, g.height, g.width, average), product[1], NULL);
+}
+
 /* merge(mixer(scan(x))). Softmax attention sees every token at once, so it runs once, in the order that x has. */
 static comba_tensor *mix(comba_build *build, int64_t layer, comba_tensor *x, grid g) {
   const comba_config *config = build->config;
@@ -104,13 +113,15 @@ static comba_tensor *mix(comba_build *build, int64_t layer, comba_tensor *x, gri
   }
   const int64_t batch = build->batch;
   if (scans) {
-    x = comba_scan_order(build->graph, x, order, g.height, g.width);
+    comba_tensor *ordered = comba_scan_order(build->graph, x, order, g.height, g.width);
+    if (merges) build->scanned = (comba_scanned){x, ordered, order, g.height, g.width};
     build->batch = batch * directions;
+    x = ordered;
   }
   x = comba_build_layer_mixer(build, layer, x);
   build->batch = batch;
-  if (scans && merges) x = comba_scan_merge(build->graph, x, merge, g.height, g.width, config->scan_average);
-  return x;
+  build->scanned = (comba_scanned){0};
+  return scans && merges ? merge_orders(build, x, merge, g) : x;
 }
 
 static comba_tensor *mlp(comba_build *build, comba_tensor *x) {

@@ -472,7 +472,8 @@ typedef struct comba_scan_attributes {
 } comba_scan_attributes;
 static inline comba_tensor *comba_scan_order(comba_graph *graph, comba_tensor *x, comba_scan scan, int64_t height,
                                              int64_t width) {
-  comba_scan_attributes attributes = {scan, height, width, false, comba_graph_stream(graph)};
+  const uint64_t stream = scan == COMBA_SCAN_RANDOM ? comba_graph_stream(graph) : 0;
+  comba_scan_attributes attributes = {scan, height, width, false, stream};
   return COMBA_APPEND(graph, scan_order, &attributes, NULL, x);
 }
 static inline comba_tensor *comba_scan_merge(comba_graph *graph, comba_tensor *x, comba_scan scan, int64_t height,
