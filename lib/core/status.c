@@ -1,11 +1,14 @@
 #include "core/status.h"
 
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 enum { MESSAGE_SIZE = 2048, PREFIX_SIZE = 512 };
+enum { LARGE_PAGE = 2 << 20, LARGE_SIZE = 2 * LARGE_PAGE }; /* bytes */
 static _Thread_local char message[MESSAGE_SIZE];
 
 const char *comba_last_error(void) {
@@ -52,12 +55,18 @@ comba_status comba_fail_memory(size_t size, const char *what) {
   return comba_fail(COMBA_ERROR_MEMORY, "out of memory: %zu bytes for %s", size, what);
 }
 
+/* Arenas and weights begin with a large page and are asked for in such: fewer translations are missed, and the first touch of a
+ * gigabyte is 500 faults in place of 250,000. The advice may be refused. */
 void *comba_allocate(size_t size, const char *what) {
-  size_t rounded = size ? (size + 63) & ~(size_t)63 : 64;
-  void *memory = rounded >= size ? aligned_alloc(64, rounded) : NULL;
-  if (!memory) {
+  const size_t rounded = size ? (size + 63) & ~(size_t)63 : 64;
+  const bool large = size >= LARGE_SIZE;
+  void *memory = NULL;
+  if (rounded < size || posix_memalign(&memory, large ? LARGE_PAGE : 64, rounded)) {
     comba_fail_memory(size, what);
     return NULL;
   }
+#ifdef MADV_HUGEPAGE
+  if (large) madvise(memory, rounded, MADV_HUGEPAGE);
+#endif
   return memset(memory, 0, rounded);
 }
