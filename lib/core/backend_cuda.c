@@ -24,11 +24,11 @@ static comba_backend backends[COMBA_CUDA_TYPES];
 
 /* The CPU's infer, then what differs here: the memory that the kernels need. */
 static comba_status infer(comba_op_id id, comba_cuda_type type, comba_signature *signature) {
-  comba_status status = comba_op_table_baseline[id]->infer(signature);
-  if (status == COMBA_OK && kernels[id]->infer) status = kernels[id]->infer(signature);
-  if (status == COMBA_OK && type == COMBA_CUDA_BFLOAT16 && kernels[id]->infer_narrow)
-    status = kernels[id]->infer_narrow(signature);
-  return status;
+  const comba_cuda_op *op = kernels[id];
+  comba_status (*own)(comba_signature *) =
+      type == COMBA_CUDA_BFLOAT16 && op->infer_narrow ? op->infer_narrow : op->infer;
+  const comba_status status = comba_op_table_baseline[id]->infer(signature);
+  return status == COMBA_OK && own ? own(signature) : status;
 }
 
 #define COMBA_LIST_OP(name)                                                                                            \

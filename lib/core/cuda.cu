@@ -9,6 +9,7 @@
 static struct {
   bool open, clusters, recording; /* clusters: of blocks, and chains, from compute capability 9.0 on */
   cudaStream_t stream;
+  int64_t shared_bytes;
   char name[320];
   cudaError_t error; /* the first since the last read */
   const char *what;
@@ -79,6 +80,7 @@ comba_status comba_cuda_open() {
                       "%s has compute capability %d.%d, expected at least 8.0; use --device cpu", properties.name,
                       properties.major, properties.minor);
   device.clusters = properties.major >= 9;
+  device.shared_bytes = (int64_t)properties.sharedMemPerBlockOptin;
   error = cudaFuncGetAttributes(&attributes, sum_rows); /* fails where no kernel is for this GPU */
   if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&device.stream, cudaStreamNonBlocking);
   if (error == cudaSuccess) error = comba_cuda_open_products();
@@ -339,6 +341,9 @@ bool comba_cuda_chains() {
 }
 bool comba_cuda_clusters() {
   return device.clusters;
+}
+int64_t comba_cuda_shared_bytes() {
+  return device.open ? device.shared_bytes : 227 << 10;
 }
 
 void comba_cuda_replay(void *recording) {

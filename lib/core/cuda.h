@@ -22,7 +22,7 @@ typedef struct comba_cuda_op {
   /* NULL, or called after the row's own: saved tensors and workspaces where they differ. */
   comba_status (*infer)(comba_signature *signature);
   uint32_t backward_inputs;                                 /* that backward reads besides those which the CPU's does */
-  comba_status (*infer_narrow)(comba_signature *signature); /* NULL, or called last, in bfloat16 alone */
+  comba_status (*infer_narrow)(comba_signature *signature); /* NULL, or in its place for bfloat16 */
 } comba_cuda_op;
 
 /* Makes the first GPU ready for the calling process; once. */

@@ -108,6 +108,8 @@ __device__ inline void comba_chain_next() {
 bool comba_cuda_chains();
 /* Whether the GPU has clusters of blocks. */
 bool comba_cuda_clusters();
+/* Bytes of shared memory that a block may have: 163 KB on sm_80, 227 KB on sm_90 and sm_100, and where there is no GPU. */
+int64_t comba_cuda_shared_bytes();
 
 /* `bytes` of dynamic shared memory. `cluster`: of so many neighbouring blocks, which may wait for one another; 1: none */
 template <class... P, class... A>

@@ -207,8 +207,8 @@ static __global__ void __launch_bounds__(SOME_WARPS * 32)
 /* ---- Both ------------------------------------------------------------------------------------------------------------ */
 
 template <class T> static bool few_rows_fit(int64_t rows, int64_t n, int64_t k) {
-  const bool some =
-      sizeof(T) == sizeof(bfloat16) && rows <= SOME_ROWS && n <= 1 << 13; /* wider ones fill cuBLASLt's tiles */
+  const bool some = sizeof(T) == sizeof(bfloat16) && rows <= SOME_ROWS &&
+                    n <= 1 << 13 /* wider ones fill cuBLASLt's tiles */ && comba_cuda_shared_bytes() >= 163 << 10;
   return (rows <= FEW_ROWS || some) && k % (16 / (int)sizeof(T)) == 0 && n < 1 << 30 && k <= 1 << 20;
 }
 

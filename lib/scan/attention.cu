@@ -330,7 +330,9 @@ static bool plain(const void *opaque, const comba_shape *q, const comba_shape *k
 
 static comba_status infer_narrow(comba_signature *s) {
   attention_shape shape;
-  if (!plain(s->attributes, &s->input[Q], &s->input[KEY], s->input[CU_SEQLENS].rank, &shape)) return COMBA_OK;
+  const comba_status status = infer(s);
+  if (status != COMBA_OK || !plain(s->attributes, &s->input[Q], &s->input[KEY], s->input[CU_SEQLENS].rank, &shape))
+    return status;
   const int64_t forward = attention_cudnn_workspace(&shape, ATTENTION_FORWARD);
   const int64_t backward = s->differentiable ? attention_cudnn_workspace(&shape, ATTENTION_BACKWARD) : -1;
   const int64_t size = sizeof(float);

@@ -26,6 +26,12 @@ comba_status cuda_scalar_infer(comba_signature *s, const cuda_scalar *c, int64_t
   if (c->K > CUDA_SCALAR_KEYS)
     return comba_fail(COMBA_ERROR_UNSUPPORTED, "%s: keys of %lld channels, expected at most %d on a GPU", s->op,
                       (long long)c->K, CUDA_SCALAR_KEYS);
+  const int64_t shared = cuda_scalar_shared(c->K, type_size);
+  if (!is_decoded(c) && shared > comba_cuda_shared_bytes())
+    return comba_fail(COMBA_ERROR_UNSUPPORTED,
+                      "%s: keys of %lld channels in %s take %lld KB of shared memory a block, this GPU has %lld", s->op,
+                      (long long)c->K, type_size == sizeof(float) ? "float32" : "bfloat16", (long long)shared >> 10,
+                      (long long)comba_cuda_shared_bytes() >> 10);
   buffers b;
   const shape x = shape_of(c);
   const int64_t kept = cuda_scalar_lay_out_kept(&b, x, NULL, type_size);

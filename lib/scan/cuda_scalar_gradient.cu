@@ -390,6 +390,18 @@ int64_t cuda_scalar_gradient_workspace(const cuda_scalar *c, int64_t type_size) 
   return type_size == sizeof(float) ? workspace_of<float>(c) : workspace_of<bfloat16>(c);
 }
 
+/* Forward's kernels have less. */
+template <class T> static int64_t shared_of(int64_t K) {
+  const int state = K <= 64    ? state_tiles<T, 64>::bytes
+                    : K <= 128 ? state_tiles<T, 128>::bytes
+                               : state_tiles<T, 256>::bytes;
+  return 2048 + max(state, prepare_tiles<T>::bytes);
+}
+
+int64_t cuda_scalar_shared(int64_t K, int64_t type_size) {
+  return type_size == sizeof(float) ? shared_of<float>(K) : shared_of<bfloat16>(K);
+}
+
 template <class T, bool delta> static void run(const gradient_problem<T> &x) {
   const int64_t places = x.s.lanes * x.s.heads * (x.values / BLOCK);
   launch(prepare<T, delta>, x, x.s.slots, THREADS, prepare_tiles<T>::bytes);

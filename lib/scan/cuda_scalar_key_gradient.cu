@@ -318,10 +318,11 @@ template <class T, bool delta> static void run(const gradient_problem<T> &x) {
     launch(find_key_gradients<T, delta, decltype(groups)::value>, x, x.s.slots * ((x.blocks + groups - 1) / groups),
            t::threads, t::bytes);
   };
-  if (sizeof(T) == sizeof(float) || x.blocks == 1)
+  constexpr int most = sizeof(T) == sizeof(float) ? 1 : 2;
+  if (x.blocks == 1 || comba_cuda_shared_bytes() < key_tiles<T, delta, most>::bytes + 2048)
     keys(std::integral_constant<int, 1>());
   else
-    keys(std::integral_constant < int, sizeof(T) == sizeof(float) ? 1 : 2 > ());
+    keys(std::integral_constant<int, most>());
   if (x.dg) launch(find_gate_gradients<T>, x, x.s.slots, CHUNK, 0);
 }
 

@@ -49,6 +49,8 @@ int64_t cuda_scalar_lay_out_rest(buffers *b, const shape &s, float *base, bool o
 template <class T> void cuda_scalar_advance(const cuda_scalar *c, const shape &s, const buffers &b);
 /* Floats of workspace that backward needs besides `buffers`. */
 int64_t cuda_scalar_gradient_workspace(const cuda_scalar *c, int64_t type_size);
+/* Bytes of shared memory a block of the kernel that has most, forward or backward. */
+int64_t cuda_scalar_shared(int64_t K, int64_t type_size);
 /* The states before each chunk, and the errors. */
 template <class T> void cuda_scalar_scan(const pass &p);
 /* Token by token: the whole of forward, for sequences of a few tokens. */
