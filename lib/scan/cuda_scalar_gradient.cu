@@ -146,7 +146,9 @@ template <class T, bool delta> static __global__ void __launch_bounds__(THREADS)
   float product[HALF / 8][4] = {};
   if (delta) {
     invert(L, X);
-    tile_multiply<HALF, CHUNK, false>(product, A + row * MATRIX_STRIDE, MATRIX_STRIDE, X + column, MATRIX_STRIDE);
+    for (int k = column; k < row + TILE_ROWS; k += TILE_ROWS) /* elsewhere A or X is zero */
+      tile_multiply<HALF, TILE_ROWS, false>(product, A + row * MATRIX_STRIDE + k, MATRIX_STRIDE,
+                                            X + k * MATRIX_STRIDE + column, MATRIX_STRIDE);
     __syncthreads();
     for (int at = threadIdx.x; at < MATRIX; at += THREADS) {
       const int i = at / CHUNK, j = at % CHUNK;
@@ -194,6 +196,20 @@ template <class T, int K> struct state_tiles {
   static constexpr int blocks = 2 * (bytes + 2048) <= 227 * 1024 ? 2 : 1; /* at a time on a processor */
 };
 
+/* Loads that stay where they are written, ahead of their use: left to itself the compiler moves them to it. */
+static __device__ inline float load_early(const float *from) {
+  float value;
+  asm volatile("ld.global.f32 %0, [%1];" : "=f"(value) : "l"(from));
+  return value;
+}
+static __device__ inline int4 load_vector_early(const void *from) {
+  int4 value;
+  asm volatile("ld.global.v4.s32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(from));
+  return value;
+}
+
 /* Copies of q, W (or k) and p follow one another through two buffers, each queued as soon as the one before it in its buffer has been
  * read: q and W of a chunk before it begins, p over q. So the buffers change roles from chunk to chunk. */
 template <class T, int K, bool delta>
@@ -226,13 +242,17 @@ static __global__ void __launch_bounds__(THREADS, state_tiles<T, K>::blocks) go_
   constexpr int vector = 16 / sizeof(T), in_row = BLOCK / vector, vectors = CHUNK * in_row / THREADS;
   const int ahead_row = threadIdx.x / in_row, ahead_column = threadIdx.x % in_row * vector;
   int4 ahead[vectors];
-  const auto load_ahead = [&](const cuda_piece &piece) {
+  float ahead_decay[vectors];
+  const auto load_ahead = [&](const cuda_piece &piece, int64_t slot) {
+    const float *decays = x.factors + (slot * FACTORS + DECAY) * CHUNK + ahead_row;
     const T *from = x.output_gradient_at(piece, head) + first_value + ahead_column;
     const int rows = x.aligned && first_value + ahead_column < V ? x.output_rows(piece) : 0;
 #pragma unroll
     for (int n = 0; n < vectors; n++) {
       const int i = ahead_row + n * (THREADS / in_row);
-      ahead[n] = i < rows ? *(const int4 *)(from + i * x.output_stride) : make_int4(0, 0, 0, 0);
+      ahead[n] = make_int4(0, 0, 0, 0);
+      if (i < rows) ahead[n] = load_vector_early(from + i * x.output_stride);
+      ahead_decay[n] = load_early(decays + n * (THREADS / in_row));
     }
   };
   const auto state_at = [&](const cuda_piece &piece) {
@@ -249,7 +269,7 @@ static __global__ void __launch_bounds__(THREADS, state_tiles<T, K>::blocks) go_
   __syncthreads();
   load_q(first, pieces[step % 2]);
   load_reads(second, pieces[step % 2], slot);
-  load_ahead(pieces[step % 2]);
+  load_ahead(pieces[step % 2], slot);
   for (; step >= 0; step--) {
     const cuda_piece &piece = pieces[step % 2], &previous = pieces[(step + 1) % 2];
     const float *factors = x.factors + slot * FACTORS * CHUNK;
@@ -257,7 +277,7 @@ static __global__ void __launch_bounds__(THREADS, state_tiles<T, K>::blocks) go_
 #pragma unroll
       for (int n = 0; n < vectors; n++) {
         const int i = ahead_row + n * (THREADS / in_row);
-        const float factor = x.scale * factors[DECAY * CHUNK + i];
+        const float factor = x.scale * ahead_decay[n];
         T part[vector];
         memcpy(part, &ahead[n], sizeof part);
 #pragma unroll
@@ -286,12 +306,19 @@ static __global__ void __launch_bounds__(THREADS, state_tiles<T, K>::blocks) go_
     }
     state_each([&](auto &part, int i, int j) { tile_write<t::columns>(copy + i * t::stride + j, t::stride, part); });
     const int64_t y_at = (slot * CHUNK + row) * x.values + first_value + column;
+    const float total = load_early(factors + DECAY * CHUNK + CHUNK - 1);
+    float read[2],
+        beta[2]; /* of this lane's two rows of y; without delta `read` is what the chunk leaves of its writing */
+    for (int half = 0; half < 2; half++) {
+      const float *factor = factors + row + threadIdx.x % 32 / 4 + half * 8;
+      read[half] = load_early(factor + (delta ? READ : LEFT) * CHUNK);
+      beta[half] = delta ? load_early(factor + BETA * CHUNK) : 1;
+    }
 
     wait_for_copies<1>();
     __syncthreads();
     tile_copy_out<BLOCK, THREADS>(x.state_gradients + slot * x.keys * x.values + first_value, copy, x.values, x.keys);
     if (!threadIdx.x && step) pieces[(step + 1) % 2] = piece_at(x.s, step - 1, lane);
-    const float total = factors[DECAY * CHUNK + CHUNK - 1];
     state_each(
         [&](auto &part, int, int) { tile_each<t::columns>([&](int n, int i, int, int) { part[n][i] *= total; }); });
     const auto add_to_state = [&](const T *rows) {
@@ -309,18 +336,26 @@ static __global__ void __launch_bounds__(THREADS, state_tiles<T, K>::blocks) go_
       load_rows(first, x.p_at(piece, head), x.k_stride, piece);
     else if (step)
       load_q(first, previous);
-    const float *factor = factors + (delta ? READ : LEFT) * CHUNK + row + threadIdx.x % 32 / 4; /* of rows 8 apart */
     float y[HALF / 8][4], product[HALF / 8][4] = {};
     tile_multiply<HALF, K, false>(product, ring + second + row * t::key_stride, t::key_stride, copy + column,
                                   t::stride);
     tile_read<HALF>(y, x.y + y_at, x.values);
-    tile_each<HALF>([&](int n, int i, int, int) { y[n][i] += (delta ? 1 : factor[i / 2 * 8]) * product[n][i]; });
-    if (delta) { /* dv = beta y, from y while it is in float; then what p reads */
-      tile_write<HALF>(x.y + y_at, x.values, y);
-      const float *beta = factors + BETA * CHUNK + row + threadIdx.x % 32 / 4;
-      tile_each<HALF>([&](int n, int i, int, int) { y[n][i] *= beta[i / 2 * 8]; });
+    tile_each<HALF>([&](int n, int i, int, int) { y[n][i] += (delta ? 1 : read[i / 2]) * product[n][i]; });
+    T *own = values + row * t::stride +
+             column; /* the warp's part of a tile that is free now: from there rows go out whole */
+    if (delta) {     /* dv = beta y, from y while it is in float; then what p reads */
+      tile_write<HALF>(own, t::stride, y);
+      __syncwarp();
+      warp_copy_out(x.y + y_at, x.values, TILE_ROWS, HALF, own, t::stride);
+      tile_each<HALF>([&](int n, int i, int, int) { y[n][i] *= beta[i / 2]; });
     }
-    if (x.shared_dv)
+    if (x.dv && !x.shared_dv && x.aligned && !x.add_v) {
+      __syncwarp();
+      tile_write<HALF>(own, t::stride, y);
+      __syncwarp();
+      warp_copy_out(x.dv + ((piece.row + row) * heads + head) * V + first_value + column, x.output_stride,
+                    piece.count - row, V - first_value - column, own, t::stride);
+    } else if (x.shared_dv)
       tile_write<HALF>(x.shared_dv + (slot * CHUNK + row) * V + first_value + column, V, piece.count - row,
                        V - first_value - column, x.aligned, false, y);
     else if (x.dv)
@@ -328,11 +363,13 @@ static __global__ void __launch_bounds__(THREADS, state_tiles<T, K>::blocks) go_
                        piece.count - row, V - first_value - column, x.aligned, x.add_v, y);
 
     if (delta) {
-      tile_each<HALF>([&](int n, int i, int, int) { y[n][i] *= -factor[i / 2 * 8]; });
-      tile_write<HALF>(values + row * t::stride + column, t::stride, y);
+      tile_each<HALF>([&](int n, int i, int, int) { y[n][i] *= -read[i / 2]; });
+      __syncwarp();
+      tile_write<HALF>(own, t::stride, y);
       wait_for_copies<0>();
       __syncthreads();
       if (step) load_q(second, previous);
+      if (step) load_ahead(previous, slot - batch);
       add_to_state(ring + first);
       __syncthreads();
       if (step) load_reads(first, previous, slot - batch);
@@ -341,8 +378,8 @@ static __global__ void __launch_bounds__(THREADS, state_tiles<T, K>::blocks) go_
     } else {
       __syncthreads();
       if (step) load_reads(second, previous, slot - batch);
+      if (step) load_ahead(previous, slot - batch);
     }
-    if (step) load_ahead(previous);
     if (piece.first && x.initial_gradient)
       state_each([&](auto &part, int i, int j) {
         tile_write<t::columns>(x.initial_gradient + state_at(piece) + i * V + j, V, width - i, V - first_value - j,

@@ -79,6 +79,18 @@ static __device__ inline void tile_copy_out(T *to, const T *from, int stride, in
   }
 }
 
+/* to (rows, columns) = what a warp has in shared memory (16, 32), from aligned rows to such, 16 bytes an access */
+template <class T>
+static __device__ inline void warp_copy_out(T *to, int stride, int rows, int columns, const T *from, int from_stride) {
+  constexpr int piece = 16 / sizeof(T), pieces = 32 / piece, step = 32 / pieces;
+  const int row = threadIdx.x % 32 / pieces, column = threadIdx.x % pieces * piece;
+  if (column >= columns) return;
+#pragma unroll
+  for (int n = 0; n < TILE_ROWS; n += step)
+    if (row + n < rows)
+      *(int4 *)(to + (row + n) * stride + column) = *(const int4 *)(from + (row + n) * from_stride + column);
+}
+
 /* f(n, i, row, column) for each result [n][i] of this lane: its row, i / 2 of the lane's two, and column in the warp's (16, N). */
 template <int N, class F> static __device__ inline void tile_each(F f) {
   const int lane = threadIdx.x % 32;
