@@ -71,6 +71,28 @@ START_TEST(gradient_of_a_tensor_used_several_times) {
 }
 END_TEST
 
+/* The gradients of a sum's operands are one memory, unless another node adds to one of them. */
+START_TEST(equal_gradients_are_the_same_memory) {
+  for (int used = 0; used < 2; used++) {
+    comba_graph *graph = create(COMBA_GRAPH_BACKWARD);
+    comba_tensor *x = comba_graph_input_with_gradient(graph, "x", ACTIVATION);
+    comba_tensor *a = comba_activation(graph, x, COMBA_RELU, 2), *b = comba_activation(graph, x, COMBA_RELU, 3);
+    comba_tensor *y = comba_add(graph, a, b);
+    if (used) y = comba_add(graph, y, a);
+    comba_graph_seed(graph, y);
+    plan(graph);
+    ck_assert_int_eq(a->gradient == b->gradient, !used);
+    write_normal(x->data, COUNT, 1);
+    comba_graph_forward(graph);
+    for (int i = 0; i < COUNT; i++) ((float *)y->gradient)[i] = 1;
+    comba_graph_backward(graph);
+    for (int i = 0; i < COUNT; i++)
+      ck_assert_float_eq_tol(((float *)x->gradient)[i], ((float *)x->data)[i] > 0 ? 5 + 2 * used : 0, 1e-5f);
+    comba_graph_free(graph);
+  }
+}
+END_TEST
+
 START_TEST(reshape_is_the_same_memory) {
   comba_graph *graph = create(COMBA_GRAPH_BACKWARD);
   comba_tensor *x = comba_graph_input_with_gradient(graph, "x", ACTIVATION);
@@ -526,6 +548,7 @@ int main(void) {
   TCase *small = tcase_create("small"), *random = tcase_create("random");
   tcase_add_test(small, parameter_gradients_add_up_over_runs);
   tcase_add_test(small, gradient_of_a_tensor_used_several_times);
+  tcase_add_test(small, equal_gradients_are_the_same_memory);
   tcase_add_test(small, reshape_is_the_same_memory);
   tcase_add_test(small, what_is_not_read_does_not_run);
   tcase_add_test(small, result_is_stored_in_a_state);

@@ -13,6 +13,7 @@ typedef struct comba_storage {
   int again;       /* storage of the same value when it is computed again for backward, -1 where it is not */
   bool external;   /* the caller's memory, `data` */
   bool whole_life, keep, seed, keep_gradient;
+  int readers;       /* while planning: how often nodes take it as an input */
   bool written;      /* while planning: a gradient that a node has written already */
   bool read;         /* likewise: a value that a node or the caller reads */
   bool held, wanted; /* likewise: a value that stays until backward, one that backward reads */

@@ -41,9 +41,32 @@ static void mark_forward(comba_graph *graph) {
   }
 }
 
+/* Whether a gradient has no part but that of the one node which reads the value. */
+static bool has_one_part(const comba_storage *value) {
+  return value->readers == 1 && !value->keep_gradient && !value->seed && !value->external;
+}
+
+/* Where inputs of a node have equal gradients without other parts, one memory holds them, written as that of the first. Whether input k
+ * is a later one of these. */
+static bool shares_gradient(comba_graph *graph, const comba_node *node, int k) {
+  const uint32_t equal = node->op->equal_gradients;
+  comba_storage *own = &graph->storage[node->input[k]->storage];
+  for (int i = 0; i < k && equal >> k & 1 && has_one_part(own); i++) {
+    if (!(equal >> i & 1) || !node->call[COMBA_RUN_BACKWARD].input_gradient[i].data) continue;
+    const comba_storage *first = &graph->storage[node->input[i]->storage];
+    if (!has_one_part(first) || first->bytes != own->bytes) continue;
+    own->gradient = first->gradient;
+    return true;
+  }
+  return false;
+}
+
 /* Marks the nodes whose backward runs, and for each input gradient whether it is the first to be written. Until resolve(),
  * data that is not NULL says of a gradient that it is there. */
 static comba_status derive_backward(comba_graph *graph) {
+  for (int i = 0; i < graph->nodes; i++)
+    for (int k = 0; k < graph->node[i]->signature.inputs; k++)
+      if (graph->node[i]->input[k]) graph->storage[graph->node[i]->input[k]->storage].readers++;
   for (int i = 0; i < graph->storages; i++) {
     if (!graph->storage[i].seed) continue;
     const int gradient = gradient_storage(graph, i);
@@ -66,7 +89,7 @@ static comba_status derive_backward(comba_graph *graph) {
       if (gradient >= 0 && graph->storage[gradient].written) call->output_gradient[k].data = graph;
     }
     for (int k = 0; k < node->signature.inputs; k++) {
-      if (!node->input[k] || !node->input[k]->needs_gradient) continue;
+      if (!node->input[k] || !node->input[k]->needs_gradient || shares_gradient(graph, node, k)) continue;
       const int gradient = gradient_storage(graph, node->input[k]->storage);
       if (gradient < 0) return comba_graph_status(graph);
       comba_storage *s = &graph->storage[gradient];

@@ -53,6 +53,7 @@ const comba_op COMBA_VARIANT(comba_op_add) = {
     .outputs = 1,
     .input_class = {COMBA_ACTIVATION, COMBA_ACTIVATION},
     .output_class = {COMBA_ACTIVATION},
+    .equal_gradients = 1u << A | 1u << B,
     .infer = infer,
     .forward = forward,
     .backward = backward,

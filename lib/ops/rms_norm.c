@@ -136,6 +136,7 @@ const comba_op COMBA_VARIANT(comba_op_rms_norm) = {
     .output_class = {COMBA_ACTIVATION, COMBA_ACTIVATION},
     .attributes_size = sizeof(comba_norm_attributes),
     .backward_inputs = 1u << WEIGHT,
+    .equal_gradients = 1u << X | 1u << RESIDUAL,
     .backward_outputs = 1u << SUM,
     .infer = infer,
     .forward = forward,
