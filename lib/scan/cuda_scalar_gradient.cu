@@ -162,6 +162,13 @@ template <class T, bool delta> static __global__ void __launch_bounds__(THREADS)
   }
   tile_write<HALF>(AX + row * t::stride + column, t::stride, product);
 
+  float *scratch = (float *)(rest + CHUNK * t::stride) + threadIdx.x / 32 * sheet_floats<HALF>; /* over X */
+  const auto write = [&](T *to, int stride, const float(&sum)[HALF / 8][4]) {
+    if (sizeof(T) == sizeof(float)) /* leaves no room for the scratch */
+      tile_write<HALF>(to, stride, sum);
+    else
+      tile_write_wide<HALF>(to, stride, TILE_ROWS, HALF, false, scratch, sum);
+  };
   for (int i = 0; i < all; i++) {
     wait_for_copies<t::count - 2>();
     __syncthreads(); /* also: all have read the tile that the next one replaces */
@@ -175,12 +182,12 @@ template <class T, bool delta> static __global__ void __launch_bounds__(THREADS)
     if (i < values) {
       const int first = i * BLOCK + column;
       add(AX);
-      tile_write<HALF>(x.y + (slot * CHUNK + row) * x.values + first, x.values, sum[0]);
+      write(x.y + (slot * CHUNK + row) * x.values + first, x.values, sum[0]);
     } else {
       const int first = (i - values) * BLOCK + column;
       add(scaled);
       if (sizeof(T) < sizeof(float)) add(rest);
-      tile_write<HALF>(x.W + (slot * CHUNK + row) * x.keys + first, x.keys, sum[0]);
+      write(x.W + (slot * CHUNK + row) * x.keys + first, x.keys, sum[0]);
     }
   }
 }
@@ -307,8 +314,8 @@ static __global__ void __launch_bounds__(THREADS, state_tiles<T, K>::blocks) go_
     state_each([&](auto &part, int i, int j) { tile_write<t::columns>(copy + i * t::stride + j, t::stride, part); });
     const int64_t y_at = (slot * CHUNK + row) * x.values + first_value + column;
     const float total = load_early(factors + DECAY * CHUNK + CHUNK - 1);
-    float read[2],
-        beta[2]; /* of this lane's two rows of y; without delta `read` is what the chunk leaves of its writing */
+    /* of this lane's two rows of y; without delta `read` is what the chunk leaves of its writing */
+    float read[2], beta[2];
     for (int half = 0; half < 2; half++) {
       const float *factor = factors + row + threadIdx.x % 32 / 4 + half * 8;
       read[half] = load_early(factor + (delta ? READ : LEFT) * CHUNK);
@@ -341,9 +348,9 @@ static __global__ void __launch_bounds__(THREADS, state_tiles<T, K>::blocks) go_
                                   t::stride);
     tile_read<HALF>(y, x.y + y_at, x.values);
     tile_each<HALF>([&](int n, int i, int, int) { y[n][i] += (delta ? 1 : read[i / 2]) * product[n][i]; });
-    T *own = values + row * t::stride +
-             column; /* the warp's part of a tile that is free now: from there rows go out whole */
-    if (delta) {     /* dv = beta y, from y while it is in float; then what p reads */
+    /* the warp's part of a tile that is free now: from there rows go out whole */
+    T *own = values + row * t::stride + column;
+    if (delta) { /* dv = beta y, from y while it is in float; then what p reads */
       tile_write<HALF>(own, t::stride, y);
       __syncwarp();
       warp_copy_out(x.y + y_at, x.values, TILE_ROWS, HALF, own, t::stride);

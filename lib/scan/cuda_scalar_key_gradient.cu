@@ -93,7 +93,8 @@ static __global__ void __launch_bounds__(SCORE_THREADS) find_score_gradients(con
     paths[i][j] = j < i ? score[n][at] * F : 0;
     gradient[0][n][at] = j <= i ? x.scale * decay(G[i] - G[j]) * F : 0;
   });
-  tile_write<CHUNK>(x.to_score + corner, CHUNK, gradient[0]);
+  float *scratch = (float *)shared + threadIdx.x / 32 * sheet_floats<CHUNK>;
+  tile_write_wide<CHUNK>(x.to_score + corner, CHUNK, TILE_ROWS, CHUNK, false, scratch, gradient[0]);
   __syncthreads();
   if (delta) {
     const int lag = x.after_decay ? 0 : 1; /* token i reads what token i - lag has decayed */
@@ -105,7 +106,7 @@ static __global__ void __launch_bounds__(SCORE_THREADS) find_score_gradients(con
       if (j < i - lag) paths[i - lag][j] -= score[n][at] * weight;
       gradient[products - 1][n][at] = j < i ? -decay(x.feedback_sum(G, i) - G[j]) * weight : 0;
     });
-    tile_write<CHUNK>(x.to_feedback + corner, CHUNK, gradient[products - 1]);
+    tile_write_wide<CHUNK>(x.to_feedback + corner, CHUNK, TILE_ROWS, CHUNK, false, scratch, gradient[products - 1]);
     __syncthreads();
   }
   sum_paths(paths, x.between + slot * CHUNK);
