@@ -53,10 +53,11 @@ static inline __device__ int channel_of(const pass &a, int64_t head, int64_t hea
 
 enum { STRIDE = CHUNK + 4, BLOCK = 16 }; /* of float matrices in shared memory; of the resolvent by substitution */
 
-/* Shared memory of find_chunks: tiles of q, k and p, or M and R. */
+/* Shared memory of find_chunks: two sets of tiles of k, q and p, of which one is read while the other arrives, or M, R and what A is written
+ * through. */
 template <class T, bool delta> constexpr int chunk_bytes() {
-  constexpr int tiles = (delta ? 3 : 2) * tile_elements<T> * (int)sizeof(T);
-  constexpr int matrices = delta ? 2 * CHUNK * STRIDE * (int)sizeof(float) : 0;
+  constexpr int tiles = 2 * (delta ? 3 : 2) * tile_elements<T> * (int)sizeof(T);
+  constexpr int matrices = ((delta ? 2 * CHUNK * STRIDE : 0) + 4 * sheet_floats<CHUNK>)*(int)sizeof(float);
   return tiles > matrices ? tiles : matrices;
 }
 
@@ -149,8 +150,7 @@ template <class T, bool delta> static __global__ void __launch_bounds__(delta ? 
   extern __shared__ int4 shared[];
   __shared__ double G[CHUNK];
   __shared__ float beta[CHUNK];
-  T *q = (T *)shared, *k = q + tile_elements<T>, *p = k + tile_elements<T>;
-  float *M = (float *)shared, *R = M + CHUNK * STRIDE;
+  float *M = (float *)shared, *R = M + CHUNK * STRIDE, *sheets = delta ? R + CHUNK * STRIDE : M;
   const int64_t slot = blockIdx.x;
   const int K = (int)a.s.K, q_stride = (int)a.c.q_heads * K, k_stride = (int)a.c.k_heads * K;
   int64_t head;
@@ -161,19 +161,31 @@ template <class T, bool delta> static __global__ void __launch_bounds__(delta ? 
     tile_load_async<CHUNK, TILE, delta ? 256 : 128>(to, (const T *)from + at, stride, piece.count, columns,
                                                     a.keys_aligned);
   };
+  const auto set_of = [&](int channel) {
+    return (T *)shared + channel / TILE % 2 * (delta ? 3 : 2) * tile_elements<T>;
+  };
+  const auto load_set =
+      [&](int channel) { /* 64 channels of k, q and p */
+                         T *to = set_of(channel);
+                         if (channel < K) {
+                           load(to, a.c.k, k_at + channel, k_stride, K - channel);
+                           if (a.b.A) load(to + tile_elements<T>, a.c.q, q_at + channel, q_stride, K - channel);
+                           if (delta && a.c.p)
+                             load(to + 2 * tile_elements<T>, a.c.p, k_at + channel, k_stride, K - channel);
+                         }
+                         close_copies();
+      };
+  load_set(0);
   const int warp = threadIdx.x / 32, first_row = warp % 4 * TILE_ROWS;
   const bool feedback = warp >= 4, other = delta && a.c.p;
   if (!warp) find_gates(a, piece, slot, head, G, beta);
 
   float sum[CHUNK / 8][4] = {};
   for (int channel = 0; channel < K; channel += TILE) {
-    if (a.b.A) load(q, a.c.q, q_at + channel, q_stride, K - channel);
-    load(k, a.c.k, k_at + channel, k_stride, K - channel);
-    if (other) load(p, a.c.p, k_at + channel, k_stride, K - channel);
-    close_copies();
-    wait_for_copies<0>();
+    load_set(channel + TILE);
+    wait_for_copies<1>();
     __syncthreads();
-    const T *left = feedback ? (other ? p : k) : q;
+    const T *k = set_of(channel), *left = k + (feedback ? (other ? 2 : 0) : 1) * tile_elements<T>;
     if (feedback || a.b.A) tile_multiply<CHUNK, TILE, true>(sum, left + first_row * stride, stride, k, stride);
     __syncthreads();
   }
@@ -183,10 +195,8 @@ template <class T, bool delta> static __global__ void __launch_bounds__(delta ? 
       const int row = first_row + r;
       sum[n][i] = column <= row ? a.c.scale * decay(G[row] - G[column]) * beta[column] * sum[n][i] : 0;
     });
-    T *A = (T *)a.b.A + slot * MATRIX + first_row * CHUNK;
-    tile_each<CHUNK>([&](int n, int i, int row, int column) {
-      if (i % 2 == 0) store_pair(A + row * CHUNK + column, sum[n][i], sum[n][i + 1]);
-    });
+    tile_write_wide<CHUNK>((T *)a.b.A + slot * MATRIX + first_row * CHUNK, CHUNK, TILE_ROWS, CHUNK, false,
+                           sheets + warp * sheet_floats<CHUNK>, sum);
   } else if (feedback) {
     tile_each<CHUNK>([&](int n, int i, int r, int column) {
       const int row = first_row + r;
