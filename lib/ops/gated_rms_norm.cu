@@ -33,7 +33,9 @@ static __global__ void norm(const T *x, const T *gate, const float *weight, int6
   const int64_t row = own_row<L>(), at = row * d;
   if (row >= rows) return;
   row_span<L, T> a, z;
-  row_span<L, float> w;
+  row_span<L, float> w; /* on its way during the sum */
+  if (turns > 1) weight += row % turns * d;
+  w.load(weight, 0, d);
   float squares = 0;
   for (int64_t first = 0; first < d; first += L::SPAN) {
     a.load(x + at, first, d);
@@ -43,7 +45,7 @@ static __global__ void norm(const T *x, const T *gate, const float *weight, int6
   }
   const float r = rsqrtf(row_sum<L>(squares) / (float)d + epsilon);
   for (int64_t first = 0; first < d; first += L::SPAN) {
-    w.load(weight + row % turns * d, first, d);
+    if (first) w.load(weight, first, d);
     if (d > L::SPAN) {
       a.load(x + at, first, d);
       z.load(gate + at, first, d);

@@ -39,6 +39,11 @@ static __global__ void norm(const T *x, const T *residual, const float *weight, 
   const int64_t row = own_row<L>(), at = row * d;
   if (row >= rows) return;
   sum_span<L, T> z;
+  row_span<L, float> w; /* on its way during the sum */
+  if (weight) {
+    if (turns > 1) weight += row % turns * d;
+    w.load(weight, 0, d);
+  }
   float squares = 0;
   for (int64_t first = 0; first < d; first += L::SPAN) {
     z.load(x + at, residual ? residual + at : NULL, first, d);
@@ -47,8 +52,7 @@ static __global__ void norm(const T *x, const T *residual, const float *weight, 
   }
   const float r = rsqrtf(row_sum<L>(squares) / (float)d + epsilon);
   for (int64_t first = 0; first < d; first += L::SPAN) {
-    row_span<L, float> w;
-    if (weight) w.load(weight + row % turns * d, first, d);
+    if (weight && first) w.load(weight, first, d);
     if (d > L::SPAN) z.load(x + at, residual ? residual + at : NULL, first, d);
     put_span<L>(sum + at, first, d, false, [&](int i) { return z[i]; });
     put_span<L>(y + at, first, d, false, [&](int i) { return z[i] * r * (weight ? w[i] : 1); });
