@@ -15,6 +15,7 @@ static const char *const configs[] = {
     "\"p_normalize\": false, \"conv_size\": 2, \"decay_gate\": \"sigmoid\"}",
     "{\"model_type\": \"gated_deltanet\", " OUTER "\"head_dim\": 16, \"expand_v\": 2}",
     "{\"model_type\": \"transformer\", " OUTER "\"qk_norm\": true}",
+    "{\"model_type\": \"transformer\", " OUTER "\"window_size\": 3}",
 };
 enum { CONFIGS = sizeof configs / sizeof *configs };
 

@@ -92,12 +92,21 @@ template <class T, int PIECES> static __global__ void attend(const problem<T> p)
   store(p.o + q_offset + threadIdx.x, result / total);
 }
 
-/* ring (B,capacity,width) = cache with the last tokens of `given` (B,T,width) in their rows. In place as well: each thread reads and
- * writes one number. */
+/* ring (B,capacity,width) = cache with the last tokens of `given` (B,T,width) in their rows; in place, as in a decoder, these rows alone
+ * are written. */
 template <class T>
 static void keep(const problem<T> &p, int64_t batch, const float *cache, const T *given, float *ring) {
   const int64_t width = p.key_heads * p.D, capacity = p.capacity, length = p.length;
   const int32_t *position = p.position;
+  if (ring == cache) {
+    const int64_t rows = length < capacity ? length : capacity;
+    comba_each(batch * rows * width, [=] __device__(int64_t i) {
+      const int64_t b = i / width / rows, token = length - rows + i / width % rows;
+      ring[(b * capacity + (*position + token) % capacity) * width + i % width] =
+          load(given + (b * length + token) * width + i % width);
+    });
+    return;
+  }
   comba_each(batch * capacity * width, [=] __device__(int64_t i) {
     const int64_t b = i / width / capacity, row = i / width % capacity;
     /* new tokens of this row: the first of them, and the last, one in `capacity` between */
