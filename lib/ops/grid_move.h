@@ -5,18 +5,29 @@
 
 #include "ops/grid_order.h"
 
-/* to (directions B, N, d), direction-major, = or += scale * from (B,N,d) in each order */
+/* to (directions B, N, d), direction-major, = or += scale * from (B,N,d) in each order. A token goes to all its places while the
+ * cache has it. */
 static inline void comba_grid_spread(const comba_grid_scan *g, const real *from, real scale, bool accumulate,
                                      real *to) {
-#pragma omp parallel for collapse(3)
-  for (int direction = 0; direction < g->directions; direction++)
-    for (int64_t b = 0; b < g->batch; b++)
-      for (int64_t place = 0; place < g->tokens; place++) {
-        const int64_t token = comba_grid_token(g, g->order[direction], place);
+#pragma omp parallel for collapse(2)
+  for (int64_t b = 0; b < g->batch; b++)
+    for (int64_t token = 0; token < g->tokens; token++)
+      for (int direction = 0; direction < g->directions; direction++) {
+        const int64_t place = comba_grid_place(g, g->order[direction], token);
         const real *in = from + (b * g->tokens + token) * g->channels;
         real *out = to + ((direction * g->batch + b) * g->tokens + place) * g->channels;
         for (int64_t j = 0; j < g->channels; j++) out[j] = scale * in[j] + (accumulate ? out[j] : 0);
       }
+}
+
+/* out (count) = or += scale * the sum of `directions` rows; their number is a constant where this is called */
+static inline __attribute__((always_inline)) void comba_grid_sum(int directions, const real *const *in, int64_t count,
+                                                                 real scale, bool accumulate, real *out) {
+  for (int64_t j = 0; j < count; j++) {
+    real sum = in[0][j];
+    for (int direction = 1; direction < directions; direction++) sum += in[direction][j];
+    out[j] = scale * sum + (accumulate ? out[j] : 0);
+  }
 }
 
 /* to (B,N,d) = or += scale * sum over directions of from (directions B, N, d), each token back in its place */
@@ -31,10 +42,10 @@ static inline void comba_grid_gather(const comba_grid_scan *g, const real *from,
         in[direction] = from + ((direction * g->batch + b) * g->tokens + place) * g->channels;
       }
       real *out = to + (b * g->tokens + token) * g->channels;
-      for (int64_t j = 0; j < g->channels; j++) {
-        real sum = in[0][j];
-        for (int direction = 1; direction < g->directions; direction++) sum += in[direction][j];
-        out[j] = scale * sum + (accumulate ? out[j] : 0);
+      switch (g->directions) {
+      case 1: comba_grid_sum(1, in, g->channels, scale, accumulate, out); break;
+      case 2: comba_grid_sum(2, in, g->channels, scale, accumulate, out); break;
+      default: comba_grid_sum(COMBA_GRID_DIRECTIONS, in, g->channels, scale, accumulate, out); break;
       }
     }
 }
