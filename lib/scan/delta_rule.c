@@ -90,8 +90,11 @@ static comba_status infer(comba_signature *s) {
 
   const double K = (double)size.K, V = (double)size.V, heads = (double)size.tokens * (double)size.value_heads;
   const double C = fmin(CHUNK, (double)size.tokens / (double)size.sequences);
-  s->forward_flops = heads * (x.chunks ? 6 * K * V + 4 * C * (K + V) : 7 * K * V);
-  s->backward_flops = heads * (y.chunks ? 12 * K * V + C * (12 * K + 8 * V) : 17 * K * V);
+  /* the share of tokens in the first chunk of a sequence, which has no state to read, and in the last, which leaves none */
+  const double ends = C * (double)size.sequences / fmax((double)size.tokens, 1),
+               empty = s->input[INITIAL_STATE].rank ? 0 : ends;
+  s->forward_flops = heads * (x.chunks ? (6 - 4 * empty) * K * V + 4 * C * (K + V) : 7 * K * V);
+  s->backward_flops = heads * (y.chunks ? (12 - 8 * empty - 4 * ends) * K * V + C * (12 * K + 8 * V) : 17 * K * V);
   return COMBA_OK;
 }
 

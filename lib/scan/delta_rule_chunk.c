@@ -3,7 +3,8 @@
  *   L_ij = e^{P_i - G_j} (p_i k_j) beta_j, j < i         errors e = (I + L)^{-1} (v - e^P (p S))
  *   A_ij = scale e^{G_i - G_j} (q_i k_j), j <= i         o = scale e^G (q S) + A (beta e)
  *   S' = e^{G_n} S + k^T (e^{G_n - G} beta e)
- * No exponent is above 0. Matrix products work in place on the strided rows of q, k, p, v and o; a right operand that would
+ * Without an initial state S is 0 in the first chunk, and without a gradient of the final state so is the gradient of S' in the
+ * last: their products are left out. No exponent is above 0. Matrix products work in place on the strided rows of q, k, p, v and o; a right operand that would
  * have to be transposed is turned once for all products that read it. */
 #include "scan/chunk_product.h"
 #include "scan/delta_rule.h"
@@ -109,6 +110,7 @@ static void forward_chunk(const delta_rule_head *h, int64_t start, int64_t n, ch
   real *o = h->o + start * h->value_stride;
   real *errors = h->errors ? h->errors + start * h->value_stride : s->rest;
   const int64_t error_stride = h->errors ? h->value_stride : V;
+  const bool empty = !start && !h->initial_state; /* S = 0 */
   chunk_decay d;
   chunk_find_decay(n, h->g + start * h->value_heads, h->value_heads, &d, s->decay);
   const real *feedback_decay = h->after_decay ? d.in : d.before;
@@ -118,23 +120,26 @@ static void forward_chunk(const delta_rule_head *h, int64_t start, int64_t n, ch
   find_scores(h, n, q, k, p, ones, betas, s);
   COMBA_VARIANT(comba_unit_lower_inverse)(n, s->feedback, s->inverse, s->merge);
 
-  chunk_product('N', 'N', n, V, K, 1, p, stride, s->state, V, 0, s->values, V);
-  for (int64_t i = 0; i < n; i++)
+  if (empty) {
+    chunk_triangle_product('N', n, V, 1, s->inverse, CHUNK, v, h->value_stride, 0, errors, error_stride);
+  } else {
+    chunk_product('N', 'N', n, V, K, 1, p, stride, s->state, V, 0, s->values, V);
+    for (int64_t i = 0; i < n; i++)
 #pragma omp simd
-    for (int64_t c = 0; c < V; c++)
-      s->values[i * V + c] = v[i * h->value_stride + c] - feedback_decay[i] * s->values[i * V + c];
-  chunk_triangle_product('N', n, V, 1, s->inverse, CHUNK, s->values, V, 0, errors, error_stride);
-
-  chunk_product('N', 'N', n, V, K, h->scale, q, stride, s->state, V, 0, o, h->value_stride);
-  for (int64_t i = 0; i < n; i++)
+      for (int64_t c = 0; c < V; c++)
+        s->values[i * V + c] = v[i * h->value_stride + c] - feedback_decay[i] * s->values[i * V + c];
+    chunk_triangle_product('N', n, V, 1, s->inverse, CHUNK, s->values, V, 0, errors, error_stride);
+    chunk_product('N', 'N', n, V, K, h->scale, q, stride, s->state, V, 0, o, h->value_stride);
+    for (int64_t i = 0; i < n; i++)
 #pragma omp simd
-    for (int64_t c = 0; c < V; c++) o[i * h->value_stride + c] *= d.in[i];
-  chunk_triangle_product('N', n, V, 1, s->score, CHUNK, errors, error_stride, 1, o, h->value_stride);
+      for (int64_t c = 0; c < V; c++) o[i * h->value_stride + c] *= d.in[i];
+  }
+  chunk_triangle_product('N', n, V, 1, s->score, CHUNK, errors, error_stride, empty ? 0 : 1, o, h->value_stride);
 
   for (int64_t i = 0; i < n; i++)
 #pragma omp simd
     for (int64_t c = 0; c < V; c++) s->values[i * V + c] = betas[i] * d.out[i] * errors[i * error_stride + c];
-  chunk_product('T', 'N', K, V, n, 1, k, stride, s->values, V, d.total, s->state, V);
+  chunk_product('T', 'N', K, V, n, 1, k, stride, s->values, V, empty ? 0 : d.total, s->state, V);
 }
 
 void COMBA_VARIANT(comba_delta_rule_chunk_forward)(const delta_rule_head *h, real *scratch) {
@@ -186,9 +191,11 @@ static void backward_chunk(const delta_rule_head *h, int64_t start, int64_t n, c
   const real *errors = h->errors + start * value_stride, *state = h->states + start / CHUNK * h->state_stride;
   real *dq = h->dq ? h->dq + start * stride : NULL, *dk = h->dk ? h->dk + start * stride : NULL;
   real *dp = h->dp ? h->dp + start * stride : NULL;
+  const bool empty = !start && !h->initial_state;                       /* S = 0 */
+  const bool last = start + n == h->length && !h->final_state_gradient; /* the gradient of S' is 0 */
   chunk_decay d;
-  gate_paths paths;
-  real betas[CHUNK] = {0}, ones[CHUNK], inner[CHUNK];
+  gate_paths paths = {0};
+  real betas[CHUNK] = {0}, ones[CHUNK], inner[CHUNK] = {0};
   for (int64_t j = 0; j < CHUNK; j++) ones[j] = 1;
   for (int64_t j = 0; j < n; j++) betas[j] = h->beta[(start + j) * h->value_heads];
 
@@ -202,8 +209,8 @@ static void backward_chunk(const delta_rule_head *h, int64_t start, int64_t n, c
   for (int64_t i = 0; i < n; i++)
 #pragma omp simd
     for (int64_t c = 0; c < V; c++) s->rest[i * V + c] = betas[i] * errors[i * value_stride + c];
-  chunk_product('N', 'N', n, V, K, 1, k, stride, s->state, V, 0, s->carried, V);
-  for (int64_t i = 0; i < n; i++) {
+  if (!last) chunk_product('N', 'N', n, V, K, 1, k, stride, s->state, V, 0, s->carried, V);
+  for (int64_t i = 0; i < n && !last; i++) {
 #pragma omp simd
     for (int64_t c = 0; c < V; c++) s->carried[i * V + c] *= d.out[i];
     paths.to_state[i] = scan_dot(s->carried + i * V, s->rest + i * V, V);
@@ -211,7 +218,7 @@ static void backward_chunk(const delta_rule_head *h, int64_t start, int64_t n, c
   const real *output_gradient = h->output_gradient ? h->output_gradient + start * value_stride : s->output;
   const int64_t output_stride = h->output_gradient ? value_stride : V;
   if (!h->output_gradient) memset(s->output, 0, (size_t)(n * V) * sizeof(real));
-  chunk_triangle_product('T', n, V, 1, s->score, CHUNK, output_gradient, output_stride, 1, s->carried, V);
+  chunk_triangle_product('T', n, V, 1, s->score, CHUNK, output_gradient, output_stride, last ? 0 : 1, s->carried, V);
   chunk_triangle_product('T', n, V, 1, s->inverse, CHUNK, s->carried, V, 0, s->values, V);
   chunk_transpose(n, V, s->rest, V, s->turned, CHUNK);
   chunk_scores(n, V, 1, output_gradient, output_stride, s->turned, s->score_gradient);
@@ -240,24 +247,30 @@ static void backward_chunk(const delta_rule_head *h, int64_t start, int64_t n, c
     }
   }
 
-  chunk_transpose(K, V, state, V, s->turned, turned_stride);
-  chunk_product('N', 'N', n, K, V, 1, s->output, V, s->turned, turned_stride, 0, s->keys, K);
-  chunk_add_rows(n, K, s->keys, q, stride, h->accumulate[Q], dq, paths.from_state);
-  if (dq) chunk_triangle_product('N', n, K, 1, s->score_gradient, CHUNK, k, stride, 1, dq, stride);
-  chunk_product('N', 'N', n, K, V, 1, s->values, V, s->turned, turned_stride, 0, s->keys, K);
+  if (!empty) {
+    chunk_transpose(K, V, state, V, s->turned, turned_stride);
+    chunk_product('N', 'N', n, K, V, 1, s->output, V, s->turned, turned_stride, 0, s->keys, K);
+    chunk_add_rows(n, K, s->keys, q, stride, h->accumulate[Q], dq, paths.from_state);
+    chunk_product('N', 'N', n, K, V, 1, s->values, V, s->turned, turned_stride, 0, s->keys, K);
+  }
+  const real add_q = !empty || h->accumulate[Q] ? 1 : 0, add_p = !empty || h->accumulate[P] ? 1 : 0;
+  if (dq) chunk_triangle_product('N', n, K, 1, s->score_gradient, CHUNK, k, stride, add_q, dq, stride);
   if (dk) { /* before dp, which may be the same */
     chunk_triangle_product('T', n, K, 1, s->score_gradient, CHUNK, q, stride, h->accumulate[KEY], dk, stride);
     chunk_triangle_product('T', n, K, 1, s->feedback_gradient, CHUNK, p, stride, 1, dk, stride);
-    chunk_transpose(K, V, s->state, V, s->turned, turned_stride);
-    chunk_product('N', 'N', n, K, V, 1, s->rest, V, s->turned, turned_stride, 1, dk, stride);
+    if (!last) {
+      chunk_transpose(K, V, s->state, V, s->turned, turned_stride);
+      chunk_product('N', 'N', n, K, V, 1, s->rest, V, s->turned, turned_stride, 1, dk, stride);
+    }
   }
-  chunk_add_rows(n, K, s->keys, p, stride, h->accumulate[P], dp, inner);
-  if (dp) chunk_triangle_product('N', n, K, 1, s->feedback_gradient, CHUNK, k, stride, 1, dp, stride);
+  if (!empty) chunk_add_rows(n, K, s->keys, p, stride, h->accumulate[P], dp, inner);
+  if (dp) chunk_triangle_product('N', n, K, 1, s->feedback_gradient, CHUNK, k, stride, add_p, dp, stride);
   for (int64_t i = h->after_decay ? 0 : 1; i < n; i++) paths.from_state[i - !h->after_decay] += inner[i];
-  paths.across = chunk_across(d.total, state, s->state, K, V);
+  if (!empty && !last) paths.across = chunk_across(d.total, state, s->state, K, V);
   chunk_gate_gradient(n, &paths, h->accumulate[GATE], h->dg ? h->dg + start * h->value_heads : NULL, h->value_heads);
 
-  chunk_product('T', 'N', K, V, n, 1, q, stride, s->output, V, d.total, s->state, V);
+  if (!start && !h->initial_state_gradient) return;
+  chunk_product('T', 'N', K, V, n, 1, q, stride, s->output, V, last ? 0 : d.total, s->state, V);
   chunk_product('T', 'N', K, V, n, 1, p, stride, s->values, V, 1, s->state, V);
 }
 
