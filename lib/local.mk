@@ -168,6 +168,7 @@ kernel_sources = \
 	lib/ops/gradient_clip.c \
 	lib/ops/grid_move.h \
 	lib/ops/grid_order.h \
+	lib/ops/head_skip.c \
 	lib/ops/hedgehog.c \
 	lib/ops/l2_norm.c \
 	lib/ops/last_token.c \
@@ -181,7 +182,6 @@ kernel_sources = \
 	lib/ops/product.c \
 	lib/ops/narrow.c \
 	lib/ops/ops.h \
-	lib/ops/output_correction.c \
 	lib/ops/patch_embedding.c \
 	lib/ops/position_embedding.c \
 	lib/ops/prepare_pictures.c \
@@ -297,6 +297,7 @@ cuda_sources = \
 	lib/ops/exponential_gate.cu \
 	lib/ops/gated_rms_norm.cu \
 	lib/ops/gradient_clip.cu \
+	lib/ops/head_skip.cu \
 	lib/ops/hedgehog.cu \
 	lib/ops/l2_norm.cu \
 	lib/ops/last_token.cu \
@@ -307,7 +308,6 @@ cuda_sources = \
 	lib/ops/mean_pool.cu \
 	lib/ops/narrow.cu \
 	lib/ops/normalized_read.cu \
-	lib/ops/output_correction.cu \
 	lib/ops/patch_embedding.cu \
 	lib/ops/position_embedding.cu \
 	lib/ops/prepare_pictures.cu \

@@ -124,8 +124,8 @@ template <class T> static __device__ void run_by_values(const token_step &s, con
     break;
   case COMBA_OP_widen: part.each(s, [&](int64_t i, int) { ((float *)y)[i] = load(x + i); }); break;
   case COMBA_OP_narrow: part.each(s, [&](int64_t i, int) { store(y + i, ((const float *)x)[i]); }); break;
-  case COMBA_OP_output_correction:
-    part.each(s, [&](int64_t i, int j) { store(y + i, load(x + i) + s.number * heads[j / s.d] * load(other + i)); });
+  case COMBA_OP_head_skip:
+    part.each(s, [&](int64_t i, int j) { store(y + i, load(x + i) + heads[j / s.d] * load(other + i)); });
     break;
   case COMBA_OP_decay_gate:
     part.each(s, [&](int64_t i, int h) {
@@ -229,10 +229,7 @@ static bool describe(const comba_forward *forward, int64_t tokens, token_step *s
     take_inputs(s, call, 0, 1, 2, 3);
     break;
   }
-  case COMBA_OP_output_correction:
-    take_inputs(s, call, 0, 1, 2, -1);
-    s->number = ((const comba_output_correction_attributes *)call->attributes)->adds ? 1 : -1;
-    break;
+  case COMBA_OP_head_skip: take_inputs(s, call, 0, 1, 2, -1); break;
   case COMBA_OP_decay_gate:
     take_inputs(s, call, 0, 1, 2, -1);
     s->choice = ((const comba_decay_gate_attributes *)call->attributes)->kind;

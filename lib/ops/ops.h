@@ -172,18 +172,9 @@ static inline comba_tensor *comba_bonus(comba_graph *graph, comba_tensor *o, com
   return COMBA_APPEND(graph, bonus, NULL, NULL, o, r, k, v, w);
 }
 
-/* y (B,T,H,K) = q - d_h p: Comba's output correction (paper Eq. 5); d (H) */
-typedef struct comba_output_correction_attributes {
-  bool adds; /* y = q + d_h p: what a state space model's input skips its state by (comba_head_skip) */
-} comba_output_correction_attributes;
-static inline comba_tensor *comba_output_correction(comba_graph *graph, comba_tensor *q, comba_tensor *p,
-                                                    comba_tensor *d) {
-  comba_output_correction_attributes attributes = {false};
-  return COMBA_APPEND(graph, output_correction, &attributes, NULL, q, p, d);
-}
+/* z (B,T,H,K) = y + d_h x: what a state space model's input skips its state by; d (H) */
 static inline comba_tensor *comba_head_skip(comba_graph *graph, comba_tensor *y, comba_tensor *x, comba_tensor *d) {
-  comba_output_correction_attributes attributes = {true};
-  return COMBA_APPEND(graph, output_correction, &attributes, NULL, y, x, d);
+  return COMBA_APPEND(graph, head_skip, NULL, NULL, y, x, d);
 }
 
 /* What Comba's recurrence reads, from q and k (B,T,H,K), decay s and correction D (H), both optional, all in one pass:
