@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times a training step of comba-vision against the same network in PyTorch, on the CPU.
 
-    tests/pytorch.py PROGRAM [--batch 32] [--steps 6] [--threads 1] [--compile] [PRESET ...]
+    tests/pytorch.py PROGRAM [--batch 32] [--steps 14] [--threads 1] [--compile] [PRESET ...]
 
 The presets transformer_vision and comba_vision, 32 px colour pictures: forward, loss, backward, gradient norm, AdamW. Prints
 images a second of wall time and of processor time (all threads together): the second is what holds on a machine that has other
@@ -182,7 +182,7 @@ def main():
     parser.add_argument("program", help="comba-vision")
     parser.add_argument("presets", nargs="*", metavar="PRESET", help=", ".join(mixers))
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=14)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compile", action="store_true", help="torch.compile the network")
     arguments = parser.parse_args()
