@@ -7,6 +7,7 @@ build=$(cd "${COMBA_BUILD:-.}" && pwd)
 lm=$build/lm/comba-lm
 vision=$build/vision/comba-vision
 export OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 LC_ALL=C # sed and tr on bytes
+export ASAN_OPTIONS="allocator_may_return_null=1${ASAN_OPTIONS:+:$ASAN_OPTIONS}" # memory that is refused, not an abort
 
 work=$(mktemp -d)
 pid=
