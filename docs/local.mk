@@ -33,6 +33,9 @@ documentation = \
 	docs/results/ablation-tiny.csv \
 	docs/results/ablation-tiny.md \
 	docs/results/ablation-tiny.svg \
+	docs/results/mixers-fashion-mnist.csv \
+	docs/results/mixers-fashion-mnist.md \
+	docs/results/mixers-fashion-mnist.svg \
 	docs/results/mixers-tiny.csv \
 	docs/results/mixers-tiny.md \
 	docs/results/mixers-tiny.svg \
