@@ -321,9 +321,10 @@ works "$lm" eval --model damaged --data text.txt --json
 is_json loss
 
 # A run whose gradient is not finite says where and keeps the step before; one that may pass over such steps ends in order, and its
-# figures are JSON.
-fails 1 "the gradient of 'model." $train_lm --output diverging --learning-rate 1000 \
+# figures are JSON. Which tensor is named depends on rounding.
+fails 1 "' is not finite" $train_lm --output diverging --learning-rate 1000 \
   --gradient-clip 0 --quiet
+grep -q "the gradient of 'model\.[A-Za-z0-9._]*' is not finite" err || fail "no tensor is named"
 [ -d "diverging/checkpoint-$(sed -n 's/.*those of step \([0-9]*\).*/\1/p' err)" ] || fail "the step before is not kept"
 works $train_lm --output diverged --learning-rate 1000 --gradient-clip 0 --skip-nonfinite 24 --json
 is_json finished=true evaluation
