@@ -68,6 +68,27 @@ cleanup:
 
 /* ---- One model in detail ------------------------------------------------------------------------------------------- */
 
+typedef struct addition {
+  const comba_op *op;
+  comba_call call;
+} addition;
+
+static void add(void *context) {
+  const addition *a = context;
+  a->op->forward(&a->call);
+}
+
+/* What of an operator's time is that of being timed alone: the time of one that adds two numbers */
+static double alone_seconds(const comba_backend *backend) {
+  enum { TRIES = 9 };
+  const comba_view number = {backend->memory->allocate(sizeof(float), "a number"), COMBA_SHAPE(1)};
+  addition a = {backend->op[COMBA_OP_add], {.input = {number, number}, .output = {number}}};
+  double best = HUGE_VAL;
+  for (int i = 0; i < TRIES; i++) best = fmin(best, backend->time(add, &a));
+  backend->memory->release(number.data);
+  return best;
+}
+
 /* Time by operator of one step more, and how near each is to the roofline. */
 static comba_status print_operators(comba_model *model, const comba_batch *batch, const op_ceiling *ceiling) {
   comba_profile_row rows[COMBA_PROFILE_ROWS];
@@ -86,7 +107,9 @@ static comba_status print_operators(comba_model *model, const comba_batch *batch
            row->seconds * 1e3, 100 * row->seconds / total, row->flops / row->seconds * 1e-12,
            row->bytes / row->seconds * 1e-9, 100 * bound / row->seconds);
   }
-  printf("one by one %.1f ms\n", total * 1e3);
+  printf("one by one %.1f ms", total * 1e3);
+  if (model->backend->time) printf(", %.1f us of each call for being timed alone", alone_seconds(model->backend) * 1e6);
+  printf("\n");
   return status;
 }
 

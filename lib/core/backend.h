@@ -35,6 +35,8 @@ typedef struct comba_backend {
   comba_status (*record)(void **recording, void (*run)(void *context), void *context);
   void (*replay)(void *recording);
   void (*forget)(void *recording);
+  /* NULL, or the seconds that the device takes for what `run` queues, without what the host takes to queue it. */
+  double (*time)(void (*run)(void *context), void *context);
   /* NULL, or runs together as many as it can of `count` forwards that follow one another, from the first on. Returns how many those
    * were: 0, and the first is the caller's to run. */
   int (*forward_together)(const comba_forward *forwards, int count);

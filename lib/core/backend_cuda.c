@@ -77,6 +77,7 @@ static void fill(comba_cuda_type type, const comba_device_memory *memory, const 
       .record = comba_cuda_record,
       .replay = comba_cuda_replay,
       .forget = comba_cuda_forget,
+      .time = comba_cuda_time,
       .forward_together = comba_cuda_forward_together[type],
   };
 }

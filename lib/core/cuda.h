@@ -42,6 +42,7 @@ extern const comba_device_memory comba_cuda_device_memory[COMBA_CUDA_TYPES];
 comba_status comba_cuda_record(void **recording, void (*run)(void *context), void *context);
 void comba_cuda_replay(void *recording);
 void comba_cuda_forget(void *recording);
+double comba_cuda_time(void (*run)(void *context), void *context);
 
 /* For measurements: products from now on take answer `rank` of cuBLASLt's heuristic, 0 the best as it expects; and how the last product
  * was computed, in cuBLASLt's numbers. */

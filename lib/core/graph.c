@@ -292,19 +292,32 @@ static double now(void) {
   return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
+typedef struct kernel {
+  void (*run)(const comba_call *call);
+  const comba_call *call;
+} kernel;
+
+static void run_kernel(void *context) {
+  const kernel *k = context;
+  k->run(k->call);
+}
+
+static double seconds(const comba_backend *backend, kernel *k) {
+  if (backend->time) return backend->time(run_kernel, k);
+  const double start = now();
+  run_kernel(k);
+  return now() - start;
+}
+
 static void run(const comba_graph *graph, const comba_step *step) {
   const comba_node *node = graph->node[step->node];
   const bool backward = step->kind == COMBA_RUN_BACKWARD;
-  void (*const kernel)(const comba_call *) = backward ? node->op->backward : node->op->forward;
-  const comba_call *call = &node->call[step->kind];
+  kernel k = {backward ? node->op->backward : node->op->forward, &node->call[step->kind]};
   if (!profiling) {
-    kernel(call);
+    run_kernel(&k);
     return;
   }
-  const double start = now();
-  kernel(call);
-  if (!graph->backend->memory->is_host) graph->backend->memory->read(NULL, NULL, 0); /* wait */
-  profile[node->id][step->kind].seconds += now() - start;
+  profile[node->id][step->kind].seconds += seconds(graph->backend, &k);
   profile[node->id][step->kind].calls++;
   profile[node->id][step->kind].flops += backward ? node->signature.backward_flops : node->signature.forward_flops;
   profile[node->id][step->kind].bytes += node->bytes[step->kind];
