@@ -66,6 +66,28 @@ template <class T, int N> struct unread {
   }
 };
 
+/* Copies N values to shared memory while the thread works on, or zeros if they are not `there`. Less than four bytes are waited for. */
+template <class T, int N> __device__ inline void fetch_packet(packet<T, N> *to, bool there, const T *from) {
+  constexpr int BYTES = sizeof(packet<T, N>);
+  static_assert(BYTES <= 16, "one copy");
+  if constexpr (BYTES < 4) {
+    unread<T, N> values;
+    values.load(there, from);
+    *to = values.read();
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"((unsigned)__cvta_generic_to_shared(to)),
+                 "l"(from), "n"(BYTES), "r"(there ? BYTES : 0)
+                 : "memory");
+  }
+}
+/* What was fetched since the last call is a group; all but the last `PENDING` groups of the thread have arrived. */
+__device__ inline void fetch_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int PENDING> __device__ inline void fetch_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
 /* y = or += values */
 template <int N, class T> __device__ inline void put_packet(T *p, const float (&values)[N], bool accumulate) {
   packet<T, N> y;

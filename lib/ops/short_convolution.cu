@@ -2,8 +2,9 @@
  * has them. Times before the first token of a sequence read the state.
  *
  * Up to MOST_TAPS taps, a thread walks down a run of rows of a few neighbouring channels with the taps and the last W-1 inputs in
- * registers: each x (and dy) is read once, but for the W-1 rows around a run. More taps are rare: there a thread has one row and
- * channel, as it does in sequences of one token. */
+ * registers: each x (and dy) is read once, but for the W-1 rows around a run. The rows ahead are on their way to shared memory, to
+ * places that no other thread reads. More taps are rare: there a thread has one row and channel, as it does in sequences of one
+ * token. */
 #include "core/cuda_packet.h"
 #include "ops/cuda_convolution_token.h"
 #include "ops/cuda_sequences.h"
@@ -12,24 +13,37 @@ enum { X, WEIGHT, BIAS, STATE, CU_SEQLENS };
 enum { Y, NEW_STATE };
 enum {
   MOST_TAPS = 4,
-  SHORT_RUN = 16,    /* rows of a thread, forward */
-  RUN = 64,          /* and backward, whose sums over rows come at a price */
-  AHEAD = 4,         /* rows that are read at a time, backward */
-  RUNS = 4,          /* of a block, side by side; their sums for the gradients of taps and bias meet in shared memory */
-  PART = RUN * RUNS, /* rows behind one partial sum */
-  LANES = 32,        /* of a block, along the channels */
-  PACKET = 8,        /* bytes of the neighbouring channels of a thread */
-  BLOCKS = 4,        /* on a processor at a time */
+  RUNS = 4,   /* of a block, side by side; their sums for the gradients of taps and bias meet in shared memory */
+  LANES = 32, /* of a block, along the channels */
+  THREADS = LANES * RUNS,
+  PACKET = 8,  /* bytes of the neighbouring channels of a thread */
+  GROUP = 4,   /* rows that are fetched and worked on at a time */
+  AHEAD = 12,  /* rows that are on their way */
+  ACROSS = 128 /* channels of a block, of bfloat16 */
 };
 
-static __host__ __device__ int64_t parts_of(int64_t rows) {
-  return (rows + PART - 1) / PART;
+/* Rows of a thread: so many that all blocks are under way at once, `blocks` on each of the 132 processors of an H100, but not fewer than
+ * 64, for W-1 rows around them are read as well. */
+enum { FORWARD_BLOCKS = 8, BACKWARD_BLOCKS = 5, PROCESSORS = 132, LEAST_RUN = 64 };
+static int64_t run_of(int64_t rows, int64_t channels, int blocks) {
+  const int64_t across = (channels + ACROSS - 1) / ACROSS, down = blocks * PROCESSORS / across;
+  const int64_t parts = RUNS * (down > 0 ? down : 1), run = ((rows + parts - 1) / parts + GROUP - 1) / GROUP * GROUP;
+  return run > LEAST_RUN ? run : LEAST_RUN;
+}
+
+/* Rows behind one partial sum, and their number */
+static int64_t part_rows(int64_t rows, int64_t channels) {
+  return RUNS * run_of(rows, channels, BACKWARD_BLOCKS);
+}
+static int64_t parts_of(int64_t rows, int64_t channels) {
+  const int64_t part = part_rows(rows, channels);
+  return (rows + part - 1) / part;
 }
 
 static comba_status infer(comba_signature *s) {
   const int64_t rows = s->input[X].size[0] * s->input[X].size[1], channels = s->input[X].size[2];
   s->forward_workspace = 0;
-  s->backward_workspace = parts_of(rows) * (s->input[WEIGHT].size[2] + 1) * channels;
+  s->backward_workspace = parts_of(rows, channels) * (s->input[WEIGHT].size[2] + 1) * channels;
   return COMBA_OK;
 }
 
@@ -39,7 +53,7 @@ template <bool SILU> static __device__ float value(float u) {
 }
 template <bool SILU> static __device__ float gradient(float u, float dy) {
   const float s = SILU ? sigmoid(u) : 0;
-  return SILU ? dy * (s + u * s * (1 - s)) : dy;
+  return SILU ? dy * (s + s * (u - u * s)) : dy;
 }
 
 template <class T> struct problem {
@@ -103,19 +117,41 @@ template <class T> static problem<T> problem_of(const comba_call *call) {
 
 /* Where a thread works: rows [row, end) of N channels from c on. Neighbouring blocks have the channels of the same rows, so that memory
  * is read row by row. */
-template <int RUN, int N> struct place {
+template <int N> struct place {
   int part, block_c, c, row, end;
 
-  __device__ place(int rows, int channels) {
+  __device__ place(int rows, int channels, int run) {
     const int across = (channels + LANES * N - 1) / (LANES * N);
     part = (int)blockIdx.x / across;
     block_c = (int)blockIdx.x % across * LANES * N;
-    row = (part * RUNS + (int)threadIdx.y) * RUN;
+    row = (part * RUNS + (int)threadIdx.y) * run;
     c = min(block_c + (int)threadIdx.x * N, channels - N);
-    end = block_c + (int)threadIdx.x * N < channels ? min(rows, row + RUN) : row;
+    end = block_c + (int)threadIdx.x * N < channels ? min(rows, row + run) : row;
   }
-  static unsigned blocks(int64_t rows, int64_t channels) {
-    return (unsigned)((rows + RUN * RUNS - 1) / (RUN * RUNS) * ((channels + LANES * N - 1) / (LANES * N)));
+  static unsigned blocks(int64_t rows, int64_t channels, int64_t run) {
+    return (unsigned)((rows + run * RUNS - 1) / (run * RUNS) * ((channels + LANES * N - 1) / (LANES * N)));
+  }
+};
+
+/* N channels of a run's rows on their way: a thread's own places in shared memory, a column of `places` */
+template <class T, int N> struct row_queue {
+  packet<T, N> *places;
+  const T *next; /* the row that is asked for next */
+  unsigned stride;
+
+  __device__ row_queue(packet<T, N> (&places)[AHEAD][THREADS], const T *first, unsigned stride)
+      : places(&places[0][threadIdx.y * LANES + threadIdx.x]), next(first), stride(stride) {
+  }
+  /* Asks for GROUP rows, of which `count` are there, in the places from `place` on, which have been read. */
+  __device__ void fetch(int place, int count) {
+#pragma unroll
+    for (int k = 0; k < GROUP; k++) fetch_packet(places + (place + k) * THREADS, k < count, next + k * stride);
+    next += GROUP * stride;
+  }
+  __device__ unread<T, N> operator[](int place) const {
+    unread<T, N> values;
+    values.load(true, places[place * THREADS].at);
+    return values;
   }
 };
 
@@ -169,10 +205,10 @@ template <int W, int N> static __device__ void next_row(float (&values)[W][N]) {
     for (int i = 0; i < N; i++) values[j][i] = values[j + 1][i];
 }
 
-/* All inputs of a run are on their way before the first is worked on. */
 template <class T, int W, bool SILU, int N>
-static __global__ void __launch_bounds__(LANES *RUNS, BLOCKS) walk(problem<T> p, T *y) {
-  place<SHORT_RUN, N> at((int)p.rows, (int)p.channels);
+static __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) walk(problem<T> p, int run, T *y) {
+  __shared__ packet<T, N> places[AHEAD][THREADS];
+  place<N> at((int)p.rows, (int)p.channels, run);
   if (at.row >= at.end) return;
   const unsigned stride = (unsigned)p.channels;
   channels_of<T, W, N> a(p, at.c);
@@ -180,37 +216,33 @@ static __global__ void __launch_bounds__(LANES *RUNS, BLOCKS) walk(problem<T> p,
     const int start = (int)sequence_start(p.sequences, n), stop = (int)sequence_start(p.sequences, n + 1);
     const int64_t here = at.row * p.channels + at.c;
     const int rows = min(at.end, stop) - at.row;
-    if (!rows) continue;
-    unread<T, N> x[SHORT_RUN];
+    row_queue<T, N> x(places, p.x + here, stride);
 #pragma unroll
-    for (int k = 0; k < SHORT_RUN; k++) x[k].load(k < rows, p.x + here + k * stride);
-    a.begin(p, n, start, at.row, at.c);
-#pragma unroll
-    for (int k = 0; k < SHORT_RUN; k++) {
-      float u[N], result[N];
-      a.take(x[k], u);
-#pragma unroll
-      for (int i = 0; i < N; i++) result[i] = value<SILU>(u[i]);
-      if (k < rows) put_packet<N>(y + here + k * stride, result, false);
-      next_row(a.past);
+    for (int k = 0; k < AHEAD; k += GROUP) {
+      x.fetch(k, rows - k);
+      fetch_commit();
     }
+    a.begin(p, n, start, at.row, at.c);
+    T *result_row = y + here;
+    for (int left = rows, place = 0; left > 0; left -= GROUP, result_row += GROUP * stride) {
+      fetch_wait<AHEAD / GROUP - 1>();
+#pragma unroll
+      for (int k = 0; k < GROUP; k++) {
+        float u[N], result[N];
+        a.take(x[place + k], u);
+#pragma unroll
+        for (int i = 0; i < N; i++) result[i] = value<SILU>(u[i]);
+        if (k < left) put_packet<N>(result_row + k * stride, result, false);
+        next_row(a.past);
+      }
+      x.fetch(place, left - AHEAD);
+      fetch_commit();
+      place = place < AHEAD - GROUP ? place + GROUP : 0;
+    }
+    fetch_wait<0>(); /* zeros behind the run's end, whose places the next sequence takes */
     at.row += rows;
   }
 }
-
-/* Inputs and gradients of ROWS rows of N channels */
-template <class T, int ROWS, int N> struct rows_of {
-  unread<T, N> x[ROWS], dy[ROWS];
-
-  /* x and dy from row `now` on; zero from row `read` and `passes` on */
-  __device__ void load(const T *from_x, const T *from_dy, unsigned stride, int now, int read, int passes) {
-#pragma unroll
-    for (int k = 0; k < ROWS; k++) {
-      x[k].load(now + k < read, from_x + (now + k) * stride);
-      dy[k].load(now + k < passes, from_dy + (now + k) * stride);
-    }
-  }
-};
 
 /* A walk backward. An input's dx and what it adds to the gradients of the taps are due W-1 rows later, when du of all rows that read it
  * is known. */
@@ -260,10 +292,15 @@ template <class T, int W, bool SILU, int N> struct gradients_of : channels_of<T,
 
 /* dx but for what the new state passes back, and partial (parts, C, W), behind it (parts, C), where they are wanted */
 template <class T, int W, bool SILU, int N>
-static __global__ void __launch_bounds__(LANES *RUNS, BLOCKS)
-    walk_gradient(problem<T> p, T *dx, bool accumulate, float *partial) {
-  __shared__ float meet[RUNS][LANES * N * (W + 1)];
-  place<RUN, N> at((int)p.rows, (int)p.channels);
+static __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS)
+    walk_gradient(problem<T> p, int run, T *dx, bool accumulate, float *partial) {
+  __shared__ union {
+    struct {
+      packet<T, N> x[AHEAD][THREADS], dy[AHEAD][THREADS];
+    };
+    float meet[RUNS][LANES * N * (W + 1)];
+  } shared;
+  place<N> at((int)p.rows, (int)p.channels, run);
   const unsigned stride = (unsigned)p.channels;
   gradients_of<T, W, SILU, N> a(p, at.c);
   for (int n = at.row < at.end ? (int)sequence_at(p.sequences, at.row) : 0; at.row < at.end; n++) {
@@ -271,12 +308,22 @@ static __global__ void __launch_bounds__(LANES *RUNS, BLOCKS)
     const int64_t here = at.row * p.channels + at.c;
     const int rows = min(at.end, stop) - at.row;
     const int read = min(rows + W - 1, stop - at.row), passes = p.dy ? read : 0; /* du is zero behind */
-    const T *x = p.x + here, *dy = p.dy + here;
     if (!rows) continue;
-    rows_of<T, W, N> before; /* the W-1 rows before anything is due; no more is read of them */
-    rows_of<T, AHEAD, N> ahead;
-    before.load(x, dy, stride, 0, min(read, W - 1), min(passes, W - 1));
-    ahead.load(x, dy, stride, W - 1, read, passes);
+    /* the W-1 rows before anything is due; no more is read of them */
+    unread<T, N> first_x[W], first_dy[W];
+#pragma unroll
+    for (int k = 0; k < W - 1; k++) {
+      first_x[k].load(k < read, p.x + here + k * stride);
+      first_dy[k].load(k < passes, p.dy + here + k * stride);
+    }
+    row_queue<T, N> x(shared.x, p.x + here + (W - 1) * stride, stride);
+    row_queue<T, N> dy(shared.dy, p.dy + here + (W - 1) * stride, stride);
+#pragma unroll
+    for (int k = 0; k < AHEAD; k += GROUP) {
+      x.fetch(k, read - (W - 1) - k);
+      dy.fetch(k, passes - (W - 1) - k);
+      fetch_commit();
+    }
     a.begin(p, n, start, at.row, at.c);
 #pragma unroll
     for (int j = 0; j < W; j++)
@@ -284,35 +331,41 @@ static __global__ void __launch_bounds__(LANES *RUNS, BLOCKS)
       for (int i = 0; i < N; i++) a.du[j][i] = 0;
 #pragma unroll
     for (int k = 0; k < W - 1; k++) {
-      a.take_gradient(before.x[k], before.dy[k]);
+      a.take_gradient(first_x[k], first_dy[k]);
       if (p.state && at.row == start) a.count(); /* the rows of the state */
       a.next();
     }
-    int due = 0;
-    for (; dx && !accumulate && due + AHEAD <= rows; due += AHEAD) {
-      const rows_of<T, AHEAD, N> own = ahead;
-      ahead.load(x, dy, stride, due + AHEAD + W - 1, read, passes);
+    T *dx_row = dx + here;
+    for (int due = 0, place = 0; due < rows; due += GROUP, dx_row += GROUP * stride) {
+      fetch_wait<AHEAD / GROUP - 1>();
+      if (dx && !accumulate && due + GROUP <= rows) {
 #pragma unroll
-      for (int k = 0; k < AHEAD; k++) {
-        a.take_gradient(own.x[k], own.dy[k]);
-        a.count();
-        a.pass(dx + here + (unsigned)(due + k) * stride, false);
-        a.next();
-      }
-    }
+        for (int k = 0; k < GROUP; k++) {
+          a.take_gradient(x[place + k], dy[place + k]);
+          a.count();
+          a.pass(dx_row + k * stride, false);
+          a.next();
+        }
+      } else {
 #pragma unroll 1
-    for (; due < rows; due++) {
-      rows_of<T, 1, N> own;
-      own.load(x, dy, stride, due + W - 1, read, passes);
-      a.take_gradient(own.x[0], own.dy[0]);
-      a.count();
-      if (dx) a.pass(dx + here + due * stride, accumulate);
-      a.next();
+        for (int k = 0; k < GROUP && due + k < rows; k++) {
+          a.take_gradient(x[place + k], dy[place + k]);
+          a.count();
+          if (dx) a.pass(dx_row + k * stride, accumulate);
+          a.next();
+        }
+      }
+      x.fetch(place, read - (W - 1) - AHEAD - due);
+      dy.fetch(place, passes - (W - 1) - AHEAD - due);
+      fetch_commit();
+      place = place < AHEAD - GROUP ? place + GROUP : 0;
     }
+    fetch_wait<0>(); /* zeros behind the run's end, whose places the next sequence takes */
     at.row += rows;
   }
   if (!partial) return;
-  float *own = meet[threadIdx.y] + threadIdx.x * N;
+  __syncthreads(); /* the places of rows have been read */
+  float *own = shared.meet[threadIdx.y] + threadIdx.x * N;
 #pragma unroll
   for (int i = 0; i < N; i++) {
     own[W * LANES * N + i] = a.bias_sum[i];
@@ -320,11 +373,12 @@ static __global__ void __launch_bounds__(LANES *RUNS, BLOCKS)
     for (int j = 0; j < W; j++) own[j * LANES * N + i] = a.sum[j][i];
   }
   __syncthreads();
-  const int64_t count = min((int64_t)LANES * N, p.channels - at.block_c), parts = parts_of(p.rows), part = at.part;
+  const int64_t count = min((int64_t)LANES * N, p.channels - at.block_c),
+                parts = (p.rows + run * RUNS - 1) / (run * RUNS), part = at.part;
   for (int64_t i = threadIdx.y * LANES + threadIdx.x; i < count * (W + 1); i += LANES * RUNS) {
     const int64_t j = i < count * W ? i % W : W, channel = i < count * W ? i / W : i - count * W;
     float total = 0;
-    for (int run = 0; run < RUNS; run++) total += meet[run][j * LANES * N + channel];
+    for (int group = 0; group < RUNS; group++) total += shared.meet[group][j * LANES * N + channel];
     partial[j < W ? (part * p.channels + at.block_c) * W + i : (parts * W + part) * p.channels + at.block_c + channel] =
         total;
   }
@@ -347,7 +401,7 @@ template <class F> static void with_taps(int64_t width, bool silu, F f) {
 }
 /* Offsets inside a run are of 32 bits. */
 template <class T> static bool can_walk(const problem<T> &p) {
-  return p.width <= MOST_TAPS && p.channels < 1 << 24 && p.rows < INT32_MAX - PART;
+  return p.width <= MOST_TAPS && p.channels < 1 << 24 && p.rows < INT32_MAX / 2;
 }
 /* Calls f(kind<W, SILU, N>) where threads can take N channels; `y`: y or dx, what is written */
 template <class T, class F> static void with_walk(const problem<T> &p, const void *y, F f) {
@@ -364,20 +418,22 @@ template <class T, class F> static void with_walk(const problem<T> &p, const voi
 }
 
 template <class T> static void walk_forward(const problem<T> &p, T *y) {
+  const int64_t run = run_of(p.rows, p.channels, FORWARD_BLOCKS);
   with_walk(p, y, [&](auto k) {
     typedef decltype(k) K;
     walk<T, K::W, K::SILU, K::N>
-        <<<place<SHORT_RUN, K::N>::blocks(p.rows, p.channels), dim3(LANES, RUNS), 0, comba_cuda_stream()>>>(p, y);
+        <<<place<K::N>::blocks(p.rows, p.channels, run), dim3(LANES, RUNS), 0, comba_cuda_stream()>>>(p, (int)run, y);
   });
   comba_cuda_note(cudaGetLastError(), "short_convolution");
 }
 
 template <class T> static void walk_backward(const problem<T> &p, T *dx, bool accumulate, float *partial) {
+  const int64_t run = run_of(p.rows, p.channels, BACKWARD_BLOCKS);
   with_walk(p, dx, [&](auto k) {
     typedef decltype(k) K;
     walk_gradient<T, K::W, K::SILU, K::N>
-        <<<place<RUN, K::N>::blocks(p.rows, p.channels), dim3(LANES, RUNS), 0, comba_cuda_stream()>>>(p, dx, accumulate,
-                                                                                                      partial);
+        <<<place<K::N>::blocks(p.rows, p.channels, run), dim3(LANES, RUNS), 0, comba_cuda_stream()>>>(
+            p, (int)run, dx, accumulate, partial);
   });
   /* What the new state passes back to the last rows of each sequence */
   const int64_t carried = p.width - 1;
@@ -405,15 +461,16 @@ template <class T> static void any_backward(const problem<T> &p, T *dx, bool acc
       const int64_t row = i / p.channels;
       put(dx + i, p.input_gradient(sequence_at(p.sequences, row), row, i % p.channels), accumulate);
     });
-  const int64_t taps = p.channels * p.width, parts = parts_of(p.rows);
+  const int64_t taps = p.channels * p.width, part_size = part_rows(p.rows, p.channels);
+  const int64_t parts = parts_of(p.rows, p.channels);
   if (partial)
     comba_each(parts * (taps + p.channels), [=] __device__(int64_t i) {
       const bool of_bias = i >= parts * taps;
       const int64_t entry = of_bias ? i - parts * taps : i, c = of_bias ? entry % p.channels : entry % taps / p.width;
       const int64_t part = of_bias ? entry / p.channels : entry / taps, back = p.width - 1 - entry % p.width;
-      const int64_t end = min(p.rows, (part + 1) * PART);
+      const int64_t end = min(p.rows, (part + 1) * part_size);
       float sum = 0;
-      for (int64_t row = part * PART; row < end; row++) {
+      for (int64_t row = part * part_size; row < end; row++) {
         const int64_t n = sequence_at(p.sequences, row), start = sequence_start(p.sequences, n);
         sum += p.gradient_at(n, start, row, c) * (of_bias ? 1 : p.source(n, start, row - back, c));
       }
@@ -455,7 +512,7 @@ template <class T> static void forward(const comba_call *call) {
 
 template <class T> static void backward(const comba_call *call) {
   const problem<T> p = problem_of<T>(call);
-  const int64_t parts = parts_of(p.rows), carried = p.width - 1, taps = p.channels * p.width;
+  const int64_t parts = parts_of(p.rows, p.channels), carried = p.width - 1, taps = p.channels * p.width;
   T *dx = (T *)call->input_gradient[X].data;
   float *dweight = (float *)call->input_gradient[WEIGHT].data, *dbias = (float *)call->input_gradient[BIAS].data;
   float *dstate = (float *)call->input_gradient[STATE].data;
