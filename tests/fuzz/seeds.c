@@ -94,11 +94,15 @@ static void save_safetensors(const char *folder) {
 
 static void save_tokens(const char *folder) {
   static const int32_t ids[20] = {1, 2, 3, 999, 0, 5};
+  static const uint8_t marks[20] = {0, 1, 0, 1, [13] = 1};
   char *narrow = place(folder, "tokens", "narrow"), *wide = place(folder, "tokens", "wide");
+  char *examples = place(folder, "tokens", "examples");
   demand(comba_tokens_write(narrow, ids, 20, 1000));
   demand(comba_tokens_write(wide, ids, 20, 100000));
+  demand(comba_tokens_write_examples(examples, ids, marks, 2, 10, 1000));
   free(narrow);
   free(wide);
+  free(examples);
 }
 
 int main(int argc, char **argv) {
