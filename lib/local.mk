@@ -363,6 +363,8 @@ cuda_headers = \
 	lib/scan/cuda_fragment.h \
 	lib/scan/cuda_inner_loss.h \
 	lib/scan/cuda_memory.h \
+	lib/scan/cuda_memory_forward.h \
+	lib/scan/cuda_memory_gradient.h \
 	lib/scan/cuda_memory_map.h \
 	lib/scan/cuda_memory_mlp.h \
 	lib/scan/cuda_memory_operands.h \

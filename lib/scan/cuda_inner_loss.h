@@ -7,12 +7,12 @@
 typedef struct cuda_inner_loss {
   comba_loss kind;
   float epsilon, exponent, sharpness, smoothing;
-  int64_t V;
+  int64_t V, stride;          /* channels of a row, and from one row to the next in every matrix (rows,V) */
   const float *weight, *bias; /* (V) of the head, of the layer norm's loss */
 } cuda_inner_loss;
 
 static inline cuda_inner_loss cuda_inner_loss_of(const comba_inner_loss_attributes *a, int64_t V) {
-  cuda_inner_loss loss = {a->kind, 1e-6f, 3, 10, 1e-6f, V, NULL, NULL};
+  cuda_inner_loss loss = {a->kind, 1e-6f, 3, 10, 1e-6f, V, V, NULL, NULL};
   if (a->epsilon != 0) loss.epsilon = (float)a->epsilon;
   if (a->exponent != 0) loss.exponent = (float)a->exponent;
   if (a->sharpness != 0) loss.sharpness = (float)a->sharpness;
@@ -107,12 +107,12 @@ static inline __device__ float error_length(const cuda_inner_loss &loss, const f
 }
 
 /* gradient (rows,V) = d loss / dz of z against target (rows,V); threshold (rows) */
-static __device__ __noinline__ void inner_loss_forward(const cuda_inner_loss &loss, int64_t rows, const float *z_,
+static __device__ __noinline__ void inner_loss_forward(cuda_inner_loss loss, int64_t rows, const float *z_,
                                                        const float *target, const float *threshold, float *gradient) {
   const int64_t V = loss.V;
   block_rows(rows, [&](int64_t row, int lane) {
-    const float *z = z_ + row * V, *t = target + row * V;
-    float *n = gradient + row * V;
+    const float *z = z_ + row * loss.stride, *t = target + row * loss.stride;
+    float *n = gradient + row * loss.stride;
     const bool norm = loss.kind == COMBA_LOSS_LAYER_NORM, huber = loss.kind >= COMBA_LOSS_HUBER;
     const norm_row m = norm ? norm_row_of(loss, z, t) : norm_row{};
     const float limit = threshold[row], length = huber ? error_length(loss, z, t) : 0;
@@ -157,9 +157,9 @@ static inline __device__ float huber_backward(const cuda_inner_loss &loss, const
 }
 
 /* From upstream (rows,V), the gradient of what forward wrote: dz, dtarget (rows,V) and dthreshold (rows) are overwritten, dweight and
- * dbias (V) added to. At most ROWS rows. */
+ * dbias (V) added to, or NULL. At most ROWS rows. */
 template <int ROWS>
-static __device__ __noinline__ void inner_loss_backward(const cuda_inner_loss &loss, int64_t rows, const float *z_,
+static __device__ __noinline__ void inner_loss_backward(cuda_inner_loss loss, int64_t rows, const float *z_,
                                                         const float *target, const float *threshold,
                                                         const float *upstream_, float *dz_, float *dtarget_,
                                                         float *dthreshold, float *dweight, float *dbias) {
@@ -168,8 +168,9 @@ static __device__ __noinline__ void inner_loss_backward(const cuda_inner_loss &l
   const int64_t V = loss.V;
   const bool norm = loss.kind == COMBA_LOSS_LAYER_NORM, huber = loss.kind >= COMBA_LOSS_HUBER;
   block_rows(rows, [&](int64_t row, int lane) {
-    const float *z = z_ + row * V, *t = target + row * V, *upstream = upstream_ + row * V;
-    float *dz = dz_ + row * V, *dtarget = dtarget_ + row * V, slope, mean[2];
+    const int64_t at = row * loss.stride;
+    const float *z = z_ + at, *t = target + at, *upstream = upstream_ + at;
+    float *dz = dz_ + at, *dtarget = dtarget_ + at, slope, mean[2];
     if (norm) {
       const norm_row m = norm_row_of(loss, z, t);
       norm_row_backward(loss, m, z, t, upstream, dz, dtarget, mean);
@@ -189,13 +190,14 @@ static __device__ __noinline__ void inner_loss_backward(const cuda_inner_loss &l
       dtarget[i] = -dz[i];
     }
   });
-  if (!norm) return;
+  if (!norm || (!dweight && !dbias)) return;
   block_each(V, [&](int64_t i) {
     for (int64_t row = 0; row < rows; row++) {
-      const int64_t at = row * V + i;
+      const int64_t at = row * loss.stride + i;
       const float x = normed(moments[row], z_[at]), y = norm_error(loss, i, x, target[at]);
-      dweight[i] += y * moments[row].r * (upstream_[at] - means[row][0] - x * means[row][1]) - x * dtarget_[at];
-      dbias[i] -= dtarget_[at];
+      if (dweight)
+        dweight[i] += y * moments[row].r * (upstream_[at] - means[row][0] - x * means[row][1]) - x * dtarget_[at];
+      if (dbias) dbias[i] -= dtarget_[at];
     }
   });
 }

@@ -36,8 +36,7 @@ static inline __device__ softmax_groups groups_of(const memory_map &map, int64_t
 }
 
 /* memory (R,V) = f(A) */
-static __device__ __noinline__ void map_memory(const memory_map &map, int64_t R, int64_t V, const float *A,
-                                               float *memory) {
+static __device__ __noinline__ void map_memory(memory_map map, int64_t R, int64_t V, const float *A, float *memory) {
   if (is_power(map)) {
     const float q = (float)map.exponent, scale = (float)pow(power_sum(map, R * V, A), 2 / map.exponent - 1);
     const bool mirror = map.kind == COMBA_MEMORY_MIRROR;
@@ -45,6 +44,15 @@ static __device__ __noinline__ void map_memory(const memory_map &map, int64_t R,
     return;
   }
   const softmax_groups s = groups_of(map, R, V);
+  if (s.count == 1) { /* all warps share the one group */
+    float largest = -INFINITY, sum = 0;
+    for (int64_t i = threadIdx.x; i < s.n; i += blockDim.x) largest = fmaxf(largest, A[i]);
+    largest = block_max(largest);
+    for (int64_t i = threadIdx.x; i < s.n; i += blockDim.x) sum += memory[i] = expf(A[i] - largest);
+    const float scale = (float)map.total / block_sum(sum);
+    block_each(s.n, [=](int64_t i) { memory[i] *= scale; });
+    return;
+  }
   block_rows(s.count, [&](int64_t group, int lane) {
     const float *a = A + group * s.step;
     float *to = memory + group * s.step, largest = -INFINITY, sum = 0;
@@ -60,7 +68,7 @@ static __device__ __noinline__ void map_memory(const memory_map &map, int64_t R,
 }
 
 /* The gradient (R,V) of the memory becomes that of A; memory = f(A). */
-static __device__ __noinline__ void map_backward(const memory_map &map, int64_t R, int64_t V, const float *A,
+static __device__ __noinline__ void map_backward(memory_map map, int64_t R, int64_t V, const float *A,
                                                  const float *memory, float *gradient) {
   if (is_power(map)) {
     const float q = (float)map.exponent;
@@ -79,6 +87,11 @@ static __device__ __noinline__ void map_backward(const memory_map &map, int64_t 
     return;
   }
   const softmax_groups s = groups_of(map, R, V);
+  if (s.count == 1) {
+    const float mean = block_inner_product(s.n, memory, gradient) / (float)map.total;
+    block_each(s.n, [=](int64_t i) { gradient[i] = memory[i] * (gradient[i] - mean); });
+    return;
+  }
   block_rows(s.count, [&](int64_t group, int lane) {
     const float *m = memory + group * s.step;
     float *g = gradient + group * s.step, mean = 0;

@@ -42,12 +42,13 @@ struct memory_span {
 };
 
 template <int INPUTS>
-static __device__ memory_span span_of(const memory_operands<INPUTS> &p, int cu_seqlens_input, int position_input) {
+static __device__ memory_span span_of(const memory_operands<INPUTS> &p, int64_t task, int cu_seqlens_input,
+                                      int position_input) {
   const int32_t *cu_seqlens = (const int32_t *)p.input[cu_seqlens_input];
   const int32_t *position = (const int32_t *)p.input[position_input];
   memory_span span;
-  span.sequence = blockIdx.x / p.heads;
-  span.head = blockIdx.x % p.heads;
+  span.sequence = task / p.heads;
+  span.head = task % p.heads;
   span.first = cu_seqlens ? cu_seqlens[span.sequence] : span.sequence * p.length;
   span.length = cu_seqlens ? cu_seqlens[span.sequence + 1] - span.first : p.length;
   span.phase = position ? *position % p.chunk : 0;

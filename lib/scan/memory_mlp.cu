@@ -64,7 +64,7 @@ struct mlp_task : memory_span {
 };
 
 static __device__ mlp_task task_of(const mlp_problem &p) {
-  mlp_task t = {span_of(p, CU_SEQLENS, POSITION)};
+  mlp_task t = {span_of(p, blockIdx.x, CU_SEQLENS, POSITION)};
   t.initial = p.input[INITIAL_STATE] ? (const float *)p.input[INITIAL_STATE] + blockIdx.x * p.state : NULL;
   t.memory_stride = p.heads * p.P;
   const int64_t slot = (t.first + t.sequence * p.chunk) / (GROUP * p.chunk) + t.sequence; /* as memory_mlp.c has it */
