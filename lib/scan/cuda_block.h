@@ -138,9 +138,9 @@ static __device__ inline void product_tiles(int m, int n, int k, const block_fac
     product_tile<N>(m, n, k, a, b, tile % rows * 16, tile / rows * 8 * N, put);
 }
 
-/* put(i, j, sum) for each element of a b, (m,k) (k,n) */
+/* put(i, j, sum) for each element of a b, (m,k) (k,n); without waiting for the block */
 template <class F>
-static __device__ inline void block_product(int64_t m, int64_t n, int64_t k, const block_factor &a,
+static __device__ inline void start_product(int64_t m, int64_t n, int64_t k, const block_factor &a,
                                             const block_factor &b, F put) {
   const int tiles = (int)((m + 15) / 16 * ((n + 7) / 8)), warps = blockDim.x / 32;
   if (tiles >= 4 * warps)
@@ -149,6 +149,11 @@ static __device__ inline void block_product(int64_t m, int64_t n, int64_t k, con
     product_tiles<2>((int)m, (int)n, (int)k, a, b, put);
   else
     product_tiles<1>((int)m, (int)n, (int)k, a, b, put);
+}
+template <class F>
+static __device__ inline void block_product(int64_t m, int64_t n, int64_t k, const block_factor &a,
+                                            const block_factor &b, F put) {
+  start_product(m, n, k, a, b, put);
   __syncthreads();
 }
 

@@ -1,23 +1,34 @@
-/* MesaNet's query on a GPU, in chunks of 64 tokens whatever the mode (mesa.c has the formulas). Three kernels: the states before the
- * chunks, a block to each sequence and head; the systems of a chunk by conjugate gradients, a warp to each token's; and in backward, what
- * the engine of scalar decay leaves between. */
+/* MesaNet's query on a GPU, in chunks of 64 tokens whatever the mode (mesa.c has the formulas). Two kernels: the states before the
+ * chunks, a block to each sequence and head; and the systems by conjugate gradients, a block to 16 tokens of a chunk, whose keys and state
+ * stay in shared memory. Backward has the engine of scalar decay between. */
+#include "ops/cuda_rows.h"
+#include "scan/cuda_block.h"
 #include "scan/cuda_chunks.h"
 #include "scan/cuda_scalar.h"
 
 enum { Q, KEY, BETA, GATE, INITIAL_STATE, CU_SEQLENS, LAMBDA, INPUTS };
 enum { OUTPUT, FINAL_STATE };
 enum { STATES };
-enum { DEFAULT_STEPS = 30, WARPS = 8, VECTORS = 4, SUMS = 64 /* of tokens, for the gradient of lambda */ };
+enum { DEFAULT_STEPS = 30, THREADS = 256, WARPS = THREADS / 32, SUMS = 64 /* of tokens, for the gradient of lambda */ };
+enum { GROUP = 16, GROUPS = CHUNK / GROUP }; /* tokens whose systems a block solves side by side */
+static const int score_row = 68;             /* between rows of (16,64) */
 
 typedef struct mesa_problem {
   cuda_chunks chunks;
-  int64_t tokens, K, steps;
+  int64_t tokens, steps;
+  int K;
+  bool copy_states; /* a chunk's state fits into shared memory, beside what else is there */
   float lower_bound;
   const void *k;
   const float *beta, *g, *initial_state, *lambda;
-  float *states;  /* (slots,K,K) before each chunk */
-  float *vectors; /* (slots, WARPS, VECTORS, K) */
+  float *states; /* (slots,K,K) before each chunk */
 } mesa_problem;
+
+/* Of shared memory, for a block that solves; `copy`: with the state. */
+static int64_t solve_floats(const mesa_problem &p, bool copy) {
+  const int64_t row = row_stride(p.K);
+  return (CHUNK + 4 * GROUP + 1 + (copy ? p.K : 0)) * row + 2 * GROUP * score_row;
+}
 
 static mesa_problem problem_of(const comba_shape *shapes, const comba_mesa_attributes *attributes) {
   const comba_shape *k = &shapes[KEY];
@@ -25,9 +36,10 @@ static mesa_problem problem_of(const comba_shape *shapes, const comba_mesa_attri
   mesa_problem p = {};
   p.chunks = cuda_chunks_of(k->size[1], packed ? shapes[CU_SEQLENS].size[0] - 1 : k->size[0], k->size[2], packed, NULL);
   p.tokens = k->size[0] * k->size[1];
-  p.K = k->size[3];
+  p.K = (int)k->size[3];
   p.steps = attributes->steps ? attributes->steps : DEFAULT_STEPS;
   p.lower_bound = (float)attributes->lower_bound;
+  p.copy_states = solve_floats(p, true) * (int64_t)sizeof(float) + 4096 /* static */ <= comba_cuda_shared_bytes();
   return p;
 }
 
@@ -46,7 +58,7 @@ static cuda_scalar scalar_of(const mesa_problem &p, const int32_t *cu_seqlens) {
 
 /* Parts of the workspace. */
 typedef struct mesa_buffers {
-  float *states, *vectors;
+  float *states;
   /* backward: (B T,H,K) of T, room for float; (SUMS,H,K) */
   float *read_gradient, *written, *written_gradient, *partial, *scalar;
 } mesa_buffers;
@@ -54,7 +66,6 @@ typedef struct mesa_buffers {
 static int64_t lay_out(mesa_buffers *b, const mesa_problem &p, float *base, bool backward) {
   const int64_t rows = p.tokens * p.chunks.heads * p.K;
   cuda_arena arena = {base, 0};
-  b->vectors = take<float>(&arena, p.chunks.slots * WARPS * VECTORS * p.K);
   if (!backward) {
     b->states = take<float>(&arena, p.chunks.slots * p.K * p.K);
     return arena.used;
@@ -92,118 +103,163 @@ static mesa_problem operands_of(const comba_call *call, mesa_buffers *b, bool ba
   p.initial_state = (const float *)call->input[INITIAL_STATE].data;
   p.lambda = (const float *)call->input[LAMBDA].data;
   p.states = call->saved[STATES].data ? (float *)call->saved[STATES].data : b->states;
-  p.vectors = b->vectors;
   return p;
 }
 
-/* G (CHUNK): inclusive sums of a chunk's gates */
+/* G (CHUNK): inclusive sums of a chunk's gates, two a lane of the first warp */
 static __device__ void sum_gates(const mesa_problem &p, const cuda_piece &piece, int64_t head, double *G) {
-  if (!threadIdx.x) {
-    double sum = 0;
-    for (int i = 0; i < piece.count; i++) G[i] = sum += p.g[(piece.row + i) * p.chunks.heads + head];
+  const int lane = threadIdx.x, i = 2 * lane;
+  if (lane < 32) {
+    const float *g = p.g + (piece.row + i) * p.chunks.heads + head;
+    const double first = i < piece.count ? g[0] : 0, both = first + (i + 1 < piece.count ? g[p.chunks.heads] : 0);
+    double sum = both;
+    for (int offset = 1; offset < 32; offset *= 2) {
+      const double before = __shfl_up_sync(~0u, sum, offset);
+      if (lane >= offset) sum += before;
+    }
+    G[i] = sum - both + first;
+    G[i + 1] = sum;
   }
   __syncthreads();
 }
 
-/* The states before the chunks of a sequence and head, and the final one. */
-template <class T> static __global__ void pass_states(const mesa_problem p, float *final_states) {
+/* to (n,K) in shared memory = keys of the piece */
+template <class T>
+static __device__ void load_keys(const mesa_problem &p, const cuda_piece &piece, int64_t head, int n, float *to,
+                                 int row) {
+  const int lane = threadIdx.x % 32;
+  for (int i = threadIdx.x / 32; i < n; i += WARPS) {
+    const T *k = (const T *)p.k + ((piece.row + i) * p.chunks.heads + head) * p.K;
+    for (int c = lane; c < p.K; c += 32) to[i * row + c] = load(k + c);
+  }
+}
+
+/* The states before the chunks of a sequence and head, and the final one: state' = e^total state + sum_j left_j k_j k_j^T. */
+template <class T>
+static __global__ void __launch_bounds__(THREADS) pass_states(const mesa_problem p, float *final_states) {
+  extern __shared__ int4 shared[];
   __shared__ double G[CHUNK];
-  __shared__ float left[CHUNK]; /* beta times what is left of a token at the chunk's end */
   const cuda_chunks c = p.chunks;
-  const int64_t sequence = blockIdx.x / c.heads, head = blockIdx.x % c.heads, K = p.K, size = K * K;
+  const int64_t sequence = blockIdx.x / c.heads, head = blockIdx.x % c.heads, size = (int64_t)p.K * p.K;
   const int64_t lane = c.cu_seqlens ? 0 : sequence;
+  const int K = p.K, row = row_stride(K);
   int64_t step = c.cu_seqlens ? c.cu_seqlens[sequence] / CHUNK + sequence : 0;
+  float *const k = (float *)shared, *const left =
+                                        k + CHUNK * row; /* beta times what is left of a token at the chunk's end */
   const float *state = p.initial_state ? p.initial_state + blockIdx.x * size : NULL;
   float total = 1;
   int count = 0;
-  const T *k = NULL;
   for (;; step++) { /* the state after the chunk before, which is where this one starts, or the final one */
     const cuda_piece next = step < c.steps ? piece_at(c, step, lane) : cuda_piece{};
     const bool more = step < c.steps && next.sequence == sequence && next.count > 0;
     float *to = more ? p.states + ((step * c.lanes + lane) * c.heads + head) * size : final_states + blockIdx.x * size;
-    for (int64_t x = threadIdx.x; x < size; x += blockDim.x) {
-      float sum = state ? total * state[x] : 0;
-      for (int j = 0; j < count; j++)
-        sum += left[j] * load(k + j * c.heads * K + x / K) * load(k + j * c.heads * K + x % K);
-      to[x] = sum;
-    }
-    __syncthreads();
+    block_product(K, K, count, transposed(left, row), rows_of(k, row), [&](int i, int j, float sum) {
+      const int at = i * K + j;
+      to[at] = (state ? total * state[at] : 0) + sum;
+    });
     if (!more) return;
-    sum_gates(p, next, head, G);
     count = next.count;
-    k = (const T *)p.k + (next.row * c.heads + head) * K;
-    for (int j = threadIdx.x; j < count; j += blockDim.x)
-      left[j] = p.beta[(next.row + j) * c.heads + head] * decay_of((float)(G[count - 1] - G[j]));
+    load_keys<T>(p, next, head, count, k, row);
+    sum_gates(p, next, head, G);
+    block_matrix(count, K, [&](int j, int i) {
+      const float weight = p.beta[(next.row + j) * c.heads + head] * decay_of((float)(G[count - 1] - G[j]));
+      left[j * row + i] = weight * k[j * row + i];
+    });
     total = decay_of((float)G[count - 1]);
     state = to;
-    __syncthreads();
   }
 }
+static int64_t pass_floats(const mesa_problem &p) {
+  return 2 * CHUNK * row_stride(p.K);
+}
 
-/* Solutions x of the systems with right-hand sides b (B T,H,K), or zero without; a block a slot, a warp a token at a time.
- * store_x(at, x) takes number `at` of them. */
-template <class T, class F> static __global__ void solve_systems(const mesa_problem p, const T *b, F store_x) {
-  __shared__ double G[CHUNK];
-  __shared__ float weights[WARPS][CHUNK], scores[WARPS][CHUNK];
-  const cuda_chunks c = p.chunks;
-  const int64_t K = p.K, slot = blockIdx.x, stride = c.heads * K;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  int64_t head;
-  const cuda_piece piece = piece_of_slot(c, slot, &head);
-  const int64_t row = (piece.row * c.heads + head) * K;
-  const float *state = p.states + slot * K * K, *lambda = p.lambda + head * K;
-  float *x = p.vectors + (slot * WARPS + warp) * VECTORS * K, *r = x + K, *direction = r + K, *product = direction + K;
-  const T *k = (const T *)p.k + row;
-  if (!piece.count) return;
-  sum_gates(p, piece, head, G);
-  for (int i = warp; i < piece.count; i += WARPS) {
-    const float decay = decay_of((float)G[i]);
-    float square = 0;
-    for (int j = lane; j <= i; j += 32)
-      weights[warp][j] = p.beta[(piece.row + j) * c.heads + head] * decay_of((float)(G[i] - G[j]));
-    for (int64_t n = lane; n < K; n += 32) {
-      x[n] = 0;
-      r[n] = direction[n] = b ? load(b + row + i * stride + n) : 0;
-      square += r[n] * r[n];
-    }
-    square = warp_sum(square);
-    const float enough = 1e-7f * 1e-7f * square; /* what float can tell apart */
-    for (int64_t step = 0; step < p.steps && square > enough; step++) {
-      __syncwarp();
-      for (int j = lane; j <= i; j += 32) {
-        float sum = 0;
-        for (int64_t n = 0; n < K; n++) sum += direction[n] * load(k + j * stride + n);
-        scores[warp][j] = weights[warp][j] * sum;
-      }
-      __syncwarp();
-      float curvature = 0, next = 0;
-      for (int64_t n = lane; n < K; n += 32) {
-        float of_state = 0, sum = 0;
-        for (int64_t m = 0; m < K; m++) of_state += direction[m] * state[m * K + n];
-        for (int j = 0; j <= i; j++) sum += scores[warp][j] * load(k + j * stride + n);
-        const float parameter = lambda[n], shift = fmaxf(parameter, 0) + log1pf(expf(-fabsf(parameter)));
-        product[n] = decay * of_state + sum + (shift + p.lower_bound) * direction[n];
-        curvature += direction[n] * product[n];
-      }
-      curvature = warp_sum(curvature);
-      if (!(curvature > 0)) break; /* rounding has taken over */
-      const float along = square / curvature;
-      for (int64_t n = lane; n < K; n += 32) {
-        x[n] += along * direction[n];
-        r[n] -= along * product[n];
-        next += r[n] * r[n];
-      }
-      next = warp_sum(next);
-      for (int64_t n = lane; n < K; n += 32) direction[n] = r[n] + next / square * direction[n];
-      square = next;
-    }
-    for (int64_t n = lane; n < K; n += 32) store_x(row + i * stride + n, x[n]);
-    __syncwarp();
+/* One token's step along its direction by a warp, product = (H + diag(lambda)) direction: `square` is |r|^2, and its new value is returned;
+ * 0 ends the iteration. */
+static __device__ float descend(int K, float square, const float *product, float *x, float *r, float *direction) {
+  const float curvature = warp_inner_product(K, direction, product);
+  if (!(curvature > 0)) return 0; /* rounding has taken over */
+  const float along = square / curvature;
+  float next = 0;
+  for (int n = threadIdx.x % 32; n < K; n += 32) {
+    x[n] += along * direction[n];
+    r[n] -= along * product[n];
+    next += r[n] * r[n];
   }
+  next = warp_sum(next);
+  for (int n = threadIdx.x % 32; n < K; n += 32) direction[n] = r[n] + next / square * direction[n];
+  return next;
+}
+
+/* Solutions x of the systems of 16 tokens of a chunk with right-hand sides b (B T,H,K), or zero without; store_x(at, x) takes number `at` of
+ * them. A product with their matrices, of the directions P (16,K), is e^G (P state) + (weights P k^T) k + lambda P. */
+template <class T, class F>
+static __global__ void __launch_bounds__(THREADS, 2) solve_systems(const mesa_problem p, const T *b, F store_x) {
+  extern __shared__ int4 shared[];
+  __shared__ double G[CHUNK];
+  __shared__ float square[GROUP], enough[GROUP], decay[GROUP];
+  const cuda_chunks c = p.chunks;
+  const int K = p.K, row = row_stride(K), first = blockIdx.x % GROUPS * GROUP;
+  int64_t head;
+  const cuda_piece piece = piece_of_slot(c, blockIdx.x / GROUPS, &head);
+  if (first >= piece.count) return;
+  const int count = min((int)GROUP, piece.count - first), keys = first + count; /* what these tokens see */
+  const float *states = p.states + (int64_t)(blockIdx.x / GROUPS) * K * K, *lambda = p.lambda + head * K;
+  float *const k = (float *)shared, *const x = k + CHUNK * row, *const r = x + GROUP * row;
+  float *const direction = r + GROUP * row, *const product = direction + GROUP * row;
+  float *const weights = product + GROUP * row, *const scores = weights + GROUP * score_row;
+  float *const shift = scores + GROUP * score_row, *const copy = shift + row; /* of the state, if there is room */
+  const int state_row = p.copy_states ? row : K;
+  const block_factor state = rows_of(p.copy_states ? copy : states, state_row);
+  load_keys<T>(p, piece, head, keys, k, row);
+  sum_gates(p, piece, head, G);
+  const auto place_of = [&](int i) { return ((piece.row + first + i) * c.heads + head) * K; };
+  for (int n = threadIdx.x; n < K; n += THREADS)
+    shift[n] = fmaxf(lambda[n], 0) + log1pf(expf(-fabsf(lambda[n]))) + p.lower_bound;
+  if (p.copy_states) block_matrix(K, K, [&](int i, int j) { copy[i * row + j] = states[i * K + j]; });
+  block_matrix(count, keys, [&](int i, int j) {
+    const int t = first + i;
+    weights[i * score_row + j] = j > t ? 0 : p.beta[(piece.row + j) * c.heads + head] * decay_of((float)(G[t] - G[j]));
+  });
+  block_rows(count, [&](int64_t i, int lane) {
+    float sum = 0;
+    for (int n = lane; n < K; n += 32) {
+      const float value = b ? load(b + place_of((int)i) + n) : 0;
+      x[i * row + n] = 0;
+      r[i * row + n] = direction[i * row + n] = value;
+      sum += value * value;
+    }
+    sum = warp_sum(sum);
+    if (lane) return;
+    decay[i] = decay_of((float)G[first + i]);
+    square[i] = sum;
+    enough[i] = 1e-7f * 1e-7f * sum; /* what float can tell apart */
+  });
+  for (int64_t step = 0; step < p.steps; step++) {
+    bool active = false;
+    for (int i = 0; i < count; i++) active |= square[i] > enough[i];
+    if (!active) break;
+    start_product(count, keys, K, rows_of(direction, row), transposed(k, row),
+                  [&](int i, int j, float sum) { scores[i * score_row + j] = weights[i * score_row + j] * sum; });
+    block_product(count, K, K, rows_of(direction, row), state, [&](int i, int j, float sum) {
+      product[i * row + j] = decay[i] * sum + shift[j] * direction[i * row + j];
+    });
+    block_product(count, K, keys, rows_of(scores, score_row), rows_of(k, row),
+                  [&](int i, int j, float sum) { product[i * row + j] += sum; });
+    block_rows(count, [&](int64_t i, int lane) {
+      if (!(square[i] > enough[i])) return;
+      const float next = descend(K, square[i], product + i * row, x + i * row, r + i * row, direction + i * row);
+      __syncwarp();
+      if (!lane) square[i] = next;
+    });
+  }
+  block_matrix(count, K, [&](int i, int n) { store_x(place_of(i) + n, x[i * row + n]); });
 }
 
 template <class T, class F> static void solve(const mesa_problem &p, const T *b, F store_x) {
-  solve_systems<<<(unsigned)p.chunks.slots, WARPS * 32, 0, comba_cuda_stream()>>>(p, b, store_x);
+  const int bytes = (int)(solve_floats(p, p.copy_states) * (int64_t)sizeof(float));
+  comba_cuda_note(cudaFuncSetAttribute(solve_systems<T, F>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                  "mesa's systems");
+  solve_systems<<<(unsigned)(p.chunks.slots * GROUPS), THREADS, bytes, comba_cuda_stream()>>>(p, b, store_x);
   comba_cuda_note(cudaGetLastError(), "mesa's systems");
 }
 
@@ -213,7 +269,10 @@ template <class T> static void forward(const comba_call *call) {
   T *o = (T *)call->output[OUTPUT].data;
   float *final_states = (float *)call->output[FINAL_STATE].data;
   const unsigned tasks = (unsigned)(p.chunks.sequences * p.chunks.heads);
-  pass_states<T><<<tasks, 256, 0, comba_cuda_stream()>>>(p, final_states);
+  const int bytes = (int)(pass_floats(p) * (int64_t)sizeof(float));
+  comba_cuda_note(cudaFuncSetAttribute(pass_states<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                  "mesa's states");
+  pass_states<T><<<tasks, THREADS, bytes, comba_cuda_stream()>>>(p, final_states);
   comba_cuda_note(cudaGetLastError(), "mesa's states");
   solve(p, (const T *)call->input[Q].data, [=] __device__(int64_t at, float x) { store(o + at, x); });
 }
@@ -272,10 +331,10 @@ template <class T> static void backward(const comba_call *call) {
   if (dk)
     comba_each(rows * K, [=] __device__(int64_t i) { put(dk + i, beta[i / K] * load(written_gradient + i), true); });
   if (dbeta)
-    comba_each(rows, [=] __device__(int64_t row) {
-      float sum = 0;
-      for (int64_t i = row * K; i < (row + 1) * K; i++) sum += load(written_gradient + i) * load(k + i);
-      put(dbeta + row, sum, add_beta);
+    comba_each_row(rows, [=] __device__(int64_t row, int64_t lane) {
+      const float sum =
+          warp_sum_of(K, lane, [=](int64_t i) { return load(written_gradient + row * K + i) * load(k + row * K + i); });
+      if (!lane) put(dbeta + row, sum, add_beta);
     });
   backward_lambda(call, p, (const T *)read_gradient, b.partial);
 }
