@@ -350,6 +350,7 @@ cuda_headers = \
 	lib/ops/cuda_few_rows.h \
 	lib/ops/cuda_gates.h \
 	lib/ops/cuda_grid.h \
+	lib/ops/cuda_l2_norm.h \
 	lib/ops/cuda_row_span.h \
 	lib/ops/cuda_rows.h \
 	lib/ops/cuda_sequences.h \

@@ -65,6 +65,10 @@ struct comba_graph {
   comba_graph_cost cost;
 };
 
+/* The outputs that the node's backward reads, bit i = output i. */
+static inline uint32_t comba_node_backward_outputs(const comba_node *node) {
+  return node->op->backward_outputs & ~node->signature.spared_outputs;
+}
 /* How much the node's block computes again. */
 comba_recompute comba_graph_level(const comba_graph *graph, const comba_node *node);
 /* Decides which nodes run again, gives what they write its second storage, and makes the schedule. */

@@ -54,7 +54,8 @@ typedef struct comba_signature {
   comba_shape output[COMBA_MAX_OUTPUTS];
   int saved; /* tensors that forward writes and backward reads; not allocated where there is no backward */
   comba_shape saved_shape[COMBA_MAX_SAVED];
-  bool saved_optional;                           /* backward may find them absent and makes them in its workspace */
+  bool saved_optional;     /* backward may find them absent and makes them in its workspace */
+  uint32_t spared_outputs; /* bit i: of the row's backward_outputs, not read with these attributes after all */
   int64_t forward_workspace, backward_workspace; /* in reals; scratch that lives during one call */
   double forward_flops, backward_flops;          /* a multiply-add counts two; 0: element-wise, bound by bytes */
 } comba_signature;

@@ -149,7 +149,7 @@ static comba_status measure_lifetimes(comba_graph *graph) {
         need(graph, graph->storage[node->input[k]->storage].gradient, time);
     }
     for (int k = 0; k < s->outputs; k++) {
-      if (!backward || node->op->backward_outputs >> k & 1)
+      if (!backward || comba_node_backward_outputs(node) >> k & 1)
         need(graph, place(graph, node->output[k]->storage, kind), time);
       if (backward && node->call[kind].output_gradient[k].data)
         need(graph, graph->storage[node->output[k]->storage].gradient, time);
@@ -256,7 +256,7 @@ static void resolve_call(const comba_graph *graph, comba_node *node, comba_run_k
     const bool gradient = call->output_gradient[k].data;
     call->output[k] = (comba_view){address(graph, place(graph, output->storage, kind)), s->output[k]};
     call->output_gradient[k] = (comba_view){gradient ? output->gradient : NULL, s->output[k]};
-    *moved += bytes * ((!backward || node->op->backward_outputs >> k & 1) + gradient);
+    *moved += bytes * ((!backward || comba_node_backward_outputs(node) >> k & 1) + gradient);
   }
   for (int k = 0; k < s->saved; k++)
     call->saved[k] =

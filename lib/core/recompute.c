@@ -104,7 +104,7 @@ static void choose_nodes(comba_graph *graph) {
     const comba_signature *s = &node->signature;
     if (node->runs[COMBA_RUN_BACKWARD]) {
       want(graph, node->input, s->inputs, node->op->backward_inputs);
-      want(graph, node->output, s->outputs, node->op->backward_outputs);
+      want(graph, node->output, s->outputs, comba_node_backward_outputs(node));
     }
     if (!node->runs[COMBA_RUN_AGAIN]) continue;
     const double freed = freed_bytes(graph, node);

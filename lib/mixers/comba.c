@@ -34,7 +34,7 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   const double initial_d = c->honor_ablation_fields ? c->correction_factor : 1;
 
   comba_tensor *q, *k, *v;
-  comba_build_projections(build, &c->heads, x, &q, &k, &v);
+  comba_build_projections(build, &c->heads, x, false, &q, &k, &v);
   comba_tensor *a = comba_build_linear(build, "a_proj", x, HV, false);
   comba_tensor *b = comba_build_linear(build, "b_proj", x, HV, false);
   comba_tensor *beta = comba_activation(graph, b, COMBA_SIGMOID, c->beta_scale);

@@ -36,11 +36,13 @@ int64_t comba_value_dim(const comba_heads *heads) {
   return (int64_t)((double)heads->head_dim * heads->expand_v);
 }
 
-void comba_build_projections(comba_build *build, const comba_heads *heads, comba_tensor *x, comba_tensor **q,
+void comba_build_projections(comba_build *build, const comba_heads *heads, comba_tensor *x, bool unit, comba_tensor **q,
                              comba_tensor **k, comba_tensor **v) {
-  const int64_t taps = heads->use_short_conv ? heads->conv_size : 0;
-  *q = comba_build_projection(build, "q", x, heads->num_heads, heads->head_dim, taps, true);
-  *k = comba_build_projection(build, "k", x, heads->num_heads, heads->head_dim, taps, true);
+  const int64_t taps = heads->use_short_conv ? heads->conv_size : 0, H = heads->num_heads, K = heads->head_dim;
+  *q = unit ? comba_build_unit_projection(build, "q", x, H, K, taps, true, COMBA_L2_EPSILON)
+            : comba_build_projection(build, "q", x, H, K, taps, true);
+  *k = unit ? comba_build_unit_projection(build, "k", x, H, K, taps, true, COMBA_L2_EPSILON)
+            : comba_build_projection(build, "k", x, H, K, taps, true);
   *v = comba_build_projection(build, "v", x, comba_value_heads(heads), comba_value_dim(heads), taps, true);
 }
 

@@ -46,8 +46,8 @@ typedef struct comba_heads {
 
 int64_t comba_value_heads(const comba_heads *heads);
 int64_t comba_value_dim(const comba_heads *heads);
-/* q, k (B,T,H,K) and v (B,T,HV,V) = silu(conv(W x)) */
-void comba_build_projections(comba_build *build, const comba_heads *heads, comba_tensor *x, comba_tensor **q,
+/* q, k (B,T,H,K) and v (B,T,HV,V) = silu(conv(W x)); q and k divided by the length of each head if asked */
+void comba_build_projections(comba_build *build, const comba_heads *heads, comba_tensor *x, bool unit, comba_tensor **q,
                              comba_tensor **k, comba_tensor **v);
 /* `check` and `cost` of a mixer's row; `config` begins with a comba_heads. */
 comba_status comba_heads_check(const void *config, int64_t hidden_size);

@@ -30,8 +30,11 @@ static int64_t channels(int64_t hidden_size, double expand) {
 /* q or k (B,T,H,K) as the recurrence reads it */
 static comba_tensor *features(comba_build *build, const config *c, comba_tensor *x, const char *which, int64_t size) {
   comba_graph *graph = build->graph;
-  comba_tensor *y = comba_build_projection(build, which, x, c->num_heads, size, c->use_short_conv ? c->conv_size : 0,
-                                           c->qk_activation == ACTIVATION_SILU);
+  const int64_t taps = c->use_short_conv ? c->conv_size : 0;
+  const bool silu = c->qk_activation == ACTIVATION_SILU;
+  if (c->qk_norm == NORM_L2 && (silu || c->qk_activation == ACTIVATION_IDENTITY))
+    return comba_build_unit_projection(build, which, x, c->num_heads, size, taps, silu, COMBA_L2_EPSILON);
+  comba_tensor *y = comba_build_projection(build, which, x, c->num_heads, size, taps, silu);
   if (c->qk_activation == ACTIVATION_RELU) y = comba_activation(graph, y, COMBA_RELU, 1);
   if (c->qk_activation == ACTIVATION_ELU) y = comba_activation(graph, y, COMBA_ELU_PLUS_ONE, 1);
   return c->qk_norm == NORM_SUM ? comba_sum_norm(graph, y, 0) : comba_l2_norm(graph, y, COMBA_L2_EPSILON);

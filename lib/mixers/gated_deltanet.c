@@ -22,13 +22,11 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   comba_graph *graph = build->graph;
   const int64_t HV = comba_value_heads(&c->heads);
   comba_tensor *q, *k, *v;
-  comba_build_projections(build, &c->heads, x, &q, &k, &v);
+  comba_build_projections(build, &c->heads, x, true, &q, &k, &v);
   comba_tensor *a = comba_build_linear(build, "a_proj", x, HV, false);
   comba_tensor *b = comba_build_linear(build, "b_proj", x, HV, false);
   comba_tensor *beta = comba_activation(graph, b, COMBA_SIGMOID, c->allow_neg_eigval ? 2 : 1);
   comba_tensor *g = comba_build_decay_gate(build, a, COMBA_DECAY_MAMBA2);
-  q = comba_l2_norm(graph, q, COMBA_L2_EPSILON);
-  k = comba_l2_norm(graph, k, COMBA_L2_EPSILON);
   comba_tensor *o = comba_build_delta_rule(build, q, k, NULL, v, beta, g, true);
   comba_tensor *gate =
       c->use_gate ? comba_build_linear(build, "g_proj", x, HV * comba_value_dim(&c->heads), false) : NULL;

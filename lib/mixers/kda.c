@@ -36,9 +36,7 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   comba_graph *graph = build->graph;
   const int64_t HV = comba_value_heads(&c->heads), V = comba_value_dim(&c->heads);
   comba_tensor *q, *k, *v;
-  comba_build_projections(build, &c->heads, x, &q, &k, &v);
-  q = comba_l2_norm(graph, q, COMBA_L2_EPSILON);
-  k = comba_l2_norm(graph, k, COMBA_L2_EPSILON);
+  comba_build_projections(build, &c->heads, x, true, &q, &k, &v);
   comba_tensor *beta = comba_build_linear(build, "b_proj", x, HV, false);
   comba_tensor *written =
       comba_token_scale(graph, k, comba_activation(graph, beta, COMBA_SIGMOID, c->allow_neg_eigval ? 2 : 1), false);

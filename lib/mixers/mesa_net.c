@@ -41,10 +41,8 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   const config *c = opaque;
   comba_graph *graph = build->graph;
   const int64_t B = build->batch, d = x->shape.size[2], H = c->num_heads, K = c->head_dim;
-  comba_tensor *q =
-      comba_l2_norm(graph, comba_build_projection(build, "q", x, H, K, c->conv_size, true), COMBA_L2_EPSILON);
-  comba_tensor *k =
-      comba_l2_norm(graph, comba_build_projection(build, "k", x, H, K, c->conv_size, true), COMBA_L2_EPSILON);
+  comba_tensor *q = comba_build_unit_projection(build, "q", x, H, K, c->conv_size, true, COMBA_L2_EPSILON);
+  comba_tensor *k = comba_build_unit_projection(build, "k", x, H, K, c->conv_size, true, COMBA_L2_EPSILON);
   comba_tensor *v = comba_build_projection(build, "v", x, H, K, 0, false);
   comba_tensor *g = build_log_decay(build, x, H);
   comba_tensor *beta = comba_activation(graph, comba_build_linear(build, "b_proj", x, H, true), COMBA_SIGMOID, 1);

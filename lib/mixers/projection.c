@@ -2,8 +2,8 @@
 
 #include <stdio.h>
 
-comba_tensor *comba_build_convolution(comba_build *build, const char *name, comba_tensor *x, int64_t taps, bool silu,
-                                      bool bias) {
+static comba_tensor *build_convolution(comba_build *build, const char *name, comba_tensor *x, int64_t taps,
+                                       comba_short_convolution_attributes attributes, bool bias) {
   if (!x) return NULL;
   const int64_t channels = x->shape.size[2];
   const size_t length = comba_build_enter(build, "%s", name);
@@ -13,24 +13,44 @@ comba_tensor *comba_build_convolution(comba_build *build, const char *name, comb
   comba_build_leave(build, length);
   const comba_shape states = COMBA_SHAPE(build->batch, taps - 1, channels);
   comba_tensor *before = taps > 1 ? comba_build_state(build, name, states) : NULL, *after = NULL;
-  x = comba_short_convolution(build->graph, x, weight, offset, before, build->cu_seqlens, silu, &after);
+  x = comba_short_convolution(build->graph, x, weight, offset, before, build->cu_seqlens, attributes, &after);
   comba_build_update(build, before, after);
   return x;
 }
 
-comba_tensor *comba_build_projection(comba_build *build, const char *name, comba_tensor *x, int64_t heads, int64_t size,
-                                     int64_t taps, bool silu) {
+comba_tensor *comba_build_convolution(comba_build *build, const char *name, comba_tensor *x, int64_t taps, bool silu,
+                                      bool bias) {
+  return build_convolution(build, name, x, taps, (comba_short_convolution_attributes){.silu = silu}, bias);
+}
+
+/* `attributes` of the convolution, whose silu is there without one too */
+static comba_tensor *build_projection(comba_build *build, const char *name, comba_tensor *x, int64_t heads,
+                                      int64_t size, int64_t taps, comba_short_convolution_attributes attributes) {
   comba_graph *graph = build->graph;
   char linear[32], convolution[32];
   snprintf(linear, sizeof linear, "%s_proj", name);
   snprintf(convolution, sizeof convolution, "%s_conv1d", name);
   comba_tensor *y = comba_build_linear(build, linear, x, heads * size, false);
   if (taps) {
-    y = comba_build_convolution(build, convolution, y, taps, silu, false);
-  } else if (silu) {
+    y = build_convolution(build, convolution, y, taps, attributes, false);
+  } else if (attributes.silu) {
     y = comba_activation(graph, y, COMBA_SILU, 1);
   }
   return comba_reshape(graph, y, COMBA_SHAPE(build->batch, build->length, heads, size));
+}
+
+comba_tensor *comba_build_projection(comba_build *build, const char *name, comba_tensor *x, int64_t heads, int64_t size,
+                                     int64_t taps, bool silu) {
+  return build_projection(build, name, x, heads, size, taps, (comba_short_convolution_attributes){.silu = silu});
+}
+
+/* The convolution divides as it writes. A single token's is a step of a larger launch (docs/cuda.md, "Decoding"), which takes channel by
+ * channel: there the division is a step of its own. */
+comba_tensor *comba_build_unit_projection(comba_build *build, const char *name, comba_tensor *x, int64_t heads,
+                                          int64_t size, int64_t taps, bool silu, double epsilon) {
+  if (!taps || build->length == 1)
+    return comba_l2_norm(build->graph, comba_build_projection(build, name, x, heads, size, taps, silu), epsilon);
+  return build_projection(build, name, x, heads, size, taps, (comba_short_convolution_attributes){silu, size, epsilon});
 }
 
 comba_tensor *comba_build_low_rank(comba_build *build, const char *name, comba_tensor *x, int64_t rank, int64_t outputs,

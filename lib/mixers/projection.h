@@ -13,6 +13,10 @@ comba_tensor *comba_build_convolution(comba_build *build, const char *name, comb
 comba_tensor *comba_build_projection(comba_build *build, const char *name, comba_tensor *x, int64_t heads, int64_t size,
                                      int64_t taps, bool silu);
 
+/* The same, then divided by the length of each head (comba_l2_norm). */
+comba_tensor *comba_build_unit_projection(comba_build *build, const char *name, comba_tensor *x, int64_t heads,
+                                          int64_t size, int64_t taps, bool silu, double epsilon);
+
 /* A low-rank map without activation: (B,T,outputs) = NAME.1 (NAME.0 x), NAME.0 without a bias. */
 comba_tensor *comba_build_low_rank(comba_build *build, const char *name, comba_tensor *x, int64_t rank, int64_t outputs,
                                    bool bias);

@@ -238,7 +238,7 @@ static bool describe(const comba_forward *forward, int64_t tokens, token_step *s
     take_inputs(s, call, 0, 1, 2, 3);
     s->choice = (int)call->input[1].shape.size[2];
     s->number = ((const comba_short_convolution_attributes *)call->attributes)->silu;
-    return takes_convolution(call);
+    return !((const comba_short_convolution_attributes *)call->attributes)->head && takes_convolution(call);
   default: return false;
   }
   return true;

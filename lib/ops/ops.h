@@ -148,14 +148,17 @@ static inline comba_tensor *comba_divide(comba_graph *graph, comba_tensor *x, co
 
 /* Depthwise causal convolution along T: y[t] = f(sum_j weight[c, 0, j] x[t - (W-1) + j] + bias[c]), f silu or
  * identity. x (B,T,C), weight (C,1,W), bias (C) optional; state (N, W-1, C) optional: the inputs before the first token,
- * oldest first, zero if absent; `new_state` (or NULL) receives the last W-1 inputs. Taps never cross a sequence start. */
+ * oldest first, zero if absent; `new_state` (or NULL) receives the last W-1 inputs. Taps never cross a sequence start.
+ * With `head`, each head of so many channels is divided by its length, as comba_l2_norm does, before anything is rounded. */
 typedef struct comba_short_convolution_attributes {
   bool silu;
+  int64_t head; /* divides C; 0: as they are */
+  double epsilon;
 } comba_short_convolution_attributes;
 static inline comba_tensor *comba_short_convolution(comba_graph *graph, comba_tensor *x, comba_tensor *weight,
                                                     comba_tensor *bias, comba_tensor *state, comba_tensor *cu_seqlens,
-                                                    bool silu, comba_tensor **new_state) {
-  comba_short_convolution_attributes attributes = {silu};
+                                                    comba_short_convolution_attributes attributes,
+                                                    comba_tensor **new_state) {
   return COMBA_APPEND(graph, short_convolution, &attributes, new_state, x, weight, bias, state, cu_seqlens);
 }
 

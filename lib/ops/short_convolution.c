@@ -1,6 +1,8 @@
-/* u[t] = bias + sum_j weight[j] x[t - (W-1) + j],  y = f(u), f silu or identity, for each channel
- * with du = dy f'(u):  dx[t] = sum_j weight[j] du[t + (W-1) - j];  dweight[j] += du[t] x[t - (W-1) + j];  dbias += du
+/* u[t] = bias + sum_j weight[j] x[t - (W-1) + j],  z = f(u), f silu or identity, for each channel
+ * y = z, or for each head of some channels y = r z, r = 1 / sqrt(sum(z^2) + epsilon), where dz = r (dy - y <y, dy>)
+ * with du = dz f'(u):  dx[t] = sum_j weight[j] du[t + (W-1) - j];  dweight[j] += du[t] x[t - (W-1) + j];  dbias += du
  *
+ * Saved where there are heads: r (B T, C / head).
  * Times before the first token of a sequence read the state, and its gradient gets what theirs would be. Rows are tokens,
  * (B T) of them; the weight is transposed to (W,C) first, so that inner loops run along channels. */
 #include "ops/extent.h"
@@ -17,9 +19,13 @@ enum {
 };
 
 static comba_status infer(comba_signature *s) {
+  const comba_short_convolution_attributes *attributes = s->attributes;
   const comba_shape *x = &s->input[X], *weight = &s->input[WEIGHT], *bias = &s->input[BIAS], *state = &s->input[STATE];
   if (!comba_extent_fits(x, 3)) return comba_fail_shape(s, X, "(B, T, C)");
-  const int64_t channels = x->size[2];
+  const int64_t channels = x->size[2], head = attributes->head;
+  if (head < 0 || (head && channels % head))
+    return comba_fail(COMBA_ERROR_ARGUMENT, "short_convolution: head is %lld, expected 0 or a divisor of %lld channels",
+                      (long long)head, (long long)channels);
   if (!comba_extent_fits(weight, 3) || weight->size[0] != channels || weight->size[1] != 1)
     return comba_fail_shape(s, WEIGHT, "(C, 1, W) with C the channels of input 0");
   if (bias->rank && (bias->rank != 1 || bias->size[0] != channels)) return comba_fail_shape(s, BIAS, "(C)");
@@ -38,7 +44,12 @@ static comba_status infer(comba_signature *s) {
   s->backward_workspace = channels * width + blocks * ((width + 1) * channels + width * CHANNELS);
   s->forward_flops = 2.0 * (double)comba_shape_elements(x) * (double)width;
   s->backward_flops = 3 * s->forward_flops;
-  return COMBA_OK;
+  s->spared_outputs = head ? 0 : 1u << Y;
+  if (!head) return COMBA_OK;
+  s->saved = 1;
+  s->saved_shape[0] = COMBA_SHAPE(x->size[0] * x->size[1], channels / head);
+  s->backward_workspace += comba_shape_elements(x);
+  return comba_infer_epsilon(s, attributes->epsilon);
 }
 
 typedef struct problem {
@@ -47,7 +58,7 @@ typedef struct problem {
   bool silu;
   const real *x, *bias, *state;
   const real *taps;      /* (W,C) */
-  const real *dy, *dnew; /* NULL in a forward pass, and where there is no such gradient */
+  const real *dz, *dnew; /* NULL in a forward pass, and where there is no such gradient */
 } problem;
 
 static problem measure(const comba_call *call, real *taps) {
@@ -62,7 +73,7 @@ static problem measure(const comba_call *call, real *taps) {
                .bias = call->input[BIAS].data,
                .state = call->input[STATE].data,
                .taps = taps,
-               .dy = call->output_gradient[Y].data,
+               .dz = call->output_gradient[Y].data,
                .dnew = call->output_gradient[NEW_STATE].data};
   for (int64_t c = 0; c < p.channels; c++)
     for (int64_t j = 0; j < p.width; j++) taps[j * p.channels + c] = weight[c * p.width + j];
@@ -146,22 +157,37 @@ static void preactivation(const strip *s, int64_t row, real *u) {
   }
 }
 
+/* y (C) of one row, z so far: its heads divided by their lengths; r (C / head), or NULL */
+static void divide_heads(const comba_short_convolution_attributes *attributes, int64_t channels, real *y, real *r) {
+  const int64_t head = attributes->head;
+  for (int64_t h = 0; h < channels / head; h++, y += head) {
+    const real factor = 1 / comba_real_sqrt(comba_dot(y, y, head) + (real)attributes->epsilon);
+    for (int64_t i = 0; i < head; i++) y[i] *= factor;
+    if (r) r[h] = factor;
+  }
+}
+
 static void forward(const comba_call *call) {
+  const comba_short_convolution_attributes *attributes = call->attributes;
   const problem p = measure(call, call->workspace);
+  const int64_t heads = attributes->head ? p.channels / attributes->head : 0;
+  real *r = call->saved[0].data, *rows = call->output[Y].data;
   const int64_t blocks = comba_blocks(p.rows, 1), carried = p.width - 1;
 #pragma omp parallel for if (p.rows * p.channels > COMBA_SERIAL)
   for (int64_t block = 0; block < blocks; block++) {
     const int64_t end = comba_block_start(p.rows, blocks, block + 1);
     int64_t row = comba_block_start(p.rows, blocks, block);
     for (int64_t n = comba_sequence_at(&p.sequences, row); row < end; n++)
-      for (; row < comba_sequence_start(&p.sequences, n + 1) && row < end; row++)
+      for (; row < comba_sequence_start(&p.sequences, n + 1) && row < end; row++) {
         for (int64_t c = 0; c < p.channels; c += CHANNELS) {
           const strip s = strip_of(&p, n, c);
-          real *y = (real *)call->output[Y].data + row * p.channels + c;
+          real *y = rows + row * p.channels + c;
           preactivation(&s, row, y);
           if (p.silu)
             for (int64_t i = 0; i < s.count; i++) y[i] *= comba_sigmoid(y[i]);
         }
+        if (heads) divide_heads(attributes, p.channels, rows + row * p.channels, r ? r + row * heads : NULL);
+      }
   }
   /* After all reads of the state, whose memory the new one may share. Entries move towards the front, so ascending order
    * reads each before it is overwritten. */
@@ -177,15 +203,15 @@ static void forward(const comba_call *call) {
 /* du (count) of one row */
 static void preactivation_gradient(const strip *s, int64_t row, real *restrict du) {
   const problem *p = s->p;
-  const real *restrict dy = p->dy ? p->dy + row * p->channels + s->c : zeros;
-  if (!p->dy || !p->silu) {
-    memcpy(du, dy, (size_t)s->count * sizeof(real));
+  const real *restrict dz = p->dz ? p->dz + row * p->channels + s->c : zeros;
+  if (!p->dz || !p->silu) {
+    memcpy(du, dz, (size_t)s->count * sizeof(real));
     return;
   }
   preactivation(s, row, du);
   for (int64_t i = 0; i < s->count; i++) {
     const real sigmoid = comba_sigmoid(du[i]);
-    du[i] = dy[i] * (sigmoid + du[i] * sigmoid * (1 - sigmoid));
+    du[i] = dz[i] * (sigmoid + du[i] * sigmoid * (1 - sigmoid));
   }
 }
 
@@ -251,14 +277,32 @@ static void state_gradient(const problem *p, real *ring, real *dstate, bool accu
     }
 }
 
+/* dz (rows, C) of heads that were divided by their lengths */
+static void undivided_gradient(const comba_call *call, const problem *p, real *dz) {
+  const int64_t head = ((const comba_short_convolution_attributes *)call->attributes)->head;
+  const real *y = call->output[Y].data, *dy = call->output_gradient[Y].data, *r = call->saved[0].data;
+  const int64_t heads = p->rows * (p->channels / head);
+#pragma omp parallel for if (p->rows * p->channels > COMBA_SERIAL)
+  for (int64_t h = 0; h < heads; h++) {
+    const int64_t at = h * head;
+    const real projection = comba_dot(y + at, dy + at, head);
+    for (int64_t i = at; i < at + head; i++) dz[i] = r[h] * (dy[i] - y[i] * projection);
+  }
+}
+
 static void backward(const comba_call *call) {
   real *taps = call->workspace;
-  const problem p = measure(call, taps);
+  problem p = measure(call, taps);
   const int64_t blocks = comba_blocks(p.rows, 32), size = (p.width + 1) * p.channels;
   /* (blocks, W+1, C) and (blocks, W, CHANNELS) */
   real *partial = taps + p.width * p.channels, *rings = partial + blocks * size;
   real *dx = call->input_gradient[X].data, *dstate = call->input_gradient[STATE].data;
   real *dweight = call->input_gradient[WEIGHT].data, *dbias = call->input_gradient[BIAS].data;
+  if (((const comba_short_convolution_attributes *)call->attributes)->head && p.dz) {
+    real *dz = rings + blocks * p.width * CHANNELS;
+    undivided_gradient(call, &p, dz);
+    p.dz = dz;
+  }
 #pragma omp parallel for if (p.rows * p.channels > COMBA_SERIAL)
   for (int64_t block = 0; block < blocks; block++) {
     const int64_t first = comba_block_start(p.rows, blocks, block), end = comba_block_start(p.rows, blocks, block + 1);
@@ -285,8 +329,9 @@ static void backward(const comba_call *call) {
   if (dbias) comba_store(dbias, partial + p.width * p.channels, p.channels, call->accumulate[BIAS]);
 }
 
-#define SILU (&(const comba_short_convolution_attributes){true})
-#define IDENTITY (&(const comba_short_convolution_attributes){false})
+#define SILU (&(const comba_short_convolution_attributes){.silu = true})
+#define IDENTITY (&(const comba_short_convolution_attributes){.silu = false})
+#define HEADS(silu, head) (&(const comba_short_convolution_attributes){silu, head, 1e-6})
 #define OFFSETS(...)                                                                                                   \
   COMBA_FILL_VALUES, .values = (const int32_t[]) {                                                                     \
     __VA_ARGS__                                                                                                        \
@@ -353,15 +398,49 @@ static const comba_case cases[] = {
      .attributes = IDENTITY,
      .input = {{COMBA_SHAPE(5, 1, 131)}, {COMBA_SHAPE(131, 1, 3)}, {COMBA_SHAPE(131)}}},
     {.name = "one token, one tap", .attributes = SILU, .input = {{COMBA_SHAPE(2, 1, 8)}, {COMBA_SHAPE(8, 1, 1)}}},
+    {.name = "heads of 5, bias, state",
+     .attributes = HEADS(true, 5),
+     .input = {{COMBA_SHAPE(2, 9, 15)}, {COMBA_SHAPE(15, 1, 4)}, {COMBA_SHAPE(15)}, {COMBA_SHAPE(2, 3, 15)}}},
+    {.name = "heads of 32, packed, state",
+     .attributes = HEADS(true, 32),
+     .input = {{COMBA_SHAPE(1, 70, 96)},
+               {COMBA_SHAPE(96, 1, 4)},
+               {0},
+               {COMBA_SHAPE(5, 3, 96)},
+               {COMBA_SHAPE(6), OFFSETS(0, 1, 1, 18, 67, 70)}}},
+    {.name = "heads of 64, identity",
+     .attributes = HEADS(false, 64),
+     .input = {{COMBA_SHAPE(2, 19, 128)}, {COMBA_SHAPE(128, 1, 4)}}},
+    {.name = "heads of 128, three taps",
+     .attributes = HEADS(true, 128),
+     .input = {{COMBA_SHAPE(1, 35, 256)}, {COMBA_SHAPE(256, 1, 3)}}},
+    {.name = "heads of 128",
+     .attributes = HEADS(true, 128),
+     .input = {{COMBA_SHAPE(1, 35, 256)}, {COMBA_SHAPE(256, 1, 4)}}},
+    {.name = "heads of 256, packed, state",
+     .attributes = HEADS(true, 256),
+     .input = {{COMBA_SHAPE(1, 45, 512)},
+               {COMBA_SHAPE(512, 1, 4)},
+               {0},
+               {COMBA_SHAPE(3, 3, 512)},
+               {COMBA_SHAPE(4), OFFSETS(0, 2, 33, 45)}}},
+    {.name = "heads of 4, one token, state",
+     .attributes = HEADS(true, 4),
+     .input = {{COMBA_SHAPE(3, 1, 12)}, {COMBA_SHAPE(12, 1, 4)}, {0}, {COMBA_SHAPE(3, 3, 12)}}},
     {.name = "2048 x 1024, 4 taps",
      .attributes = SILU,
+     .benchmark = true,
+     .input = {{COMBA_SHAPE(2, 1024, 1024)}, {COMBA_SHAPE(1024, 1, 4)}}},
+    {.name = "2048 x 1024, 4 taps, heads of 256",
+     .attributes = HEADS(true, 256),
      .benchmark = true,
      .input = {{COMBA_SHAPE(2, 1024, 1024)}, {COMBA_SHAPE(1024, 1, 4)}}},
     {0}};
 
 const comba_op COMBA_VARIANT(comba_op_short_convolution) = {
     .name = "short_convolution",
-    .formula = "y[t] = f(bias + sum_j weight[j] x[t - (W-1) + j]), f silu or identity",
+    .formula =
+        "y[t] = f(bias + sum_j weight[j] x[t - (W-1) + j]), f silu or identity; heads divided by their length if asked",
     .inputs = 5,
     .outputs = 2,
     .optional_inputs = 1u << BIAS | 1u << STATE | 1u << CU_SEQLENS,
@@ -369,6 +448,7 @@ const comba_op COMBA_VARIANT(comba_op_short_convolution) = {
     .output_class = {COMBA_ACTIVATION, COMBA_STATE},
     .attributes_size = sizeof(comba_short_convolution_attributes),
     .backward_inputs = 1u << X | 1u << WEIGHT | 1u << BIAS | 1u << STATE | 1u << CU_SEQLENS,
+    .backward_outputs = 1u << Y,
     .infer = infer,
     .forward = forward,
     .backward = backward,

@@ -1,5 +1,5 @@
-/* u[t] = bias + sum_j weight[j] x[t - (W-1) + j],  y = f(u), f silu or identity, for each channel; gradients as short_convolution.c
- * has them. Times before the first token of a sequence read the state.
+/* u[t] = bias + sum_j weight[j] x[t - (W-1) + j],  y = f(u), f silu or identity, for each channel, or f(u) with each head of some channels
+ * divided by its length; gradients as short_convolution.c has them. Times before the first token of a sequence read the state.
  *
  * Up to MOST_TAPS taps, a thread walks down a run of rows of a few neighbouring channels with the taps and the last W-1 inputs in
  * registers: each x (and dy) is read once, but for the W-1 rows around a run. The rows ahead are on their way to shared memory, to
@@ -7,6 +7,7 @@
  * token. */
 #include "core/cuda_packet.h"
 #include "ops/cuda_convolution_token.h"
+#include "ops/cuda_l2_norm.h"
 #include "ops/cuda_sequences.h"
 
 enum { X, WEIGHT, BIAS, STATE, CU_SEQLENS };
@@ -24,7 +25,7 @@ enum {
 
 /* Rows of a thread: so many that all blocks are under way at once, `blocks` on each of the 132 processors of an H100, but not fewer than
  * 64, for W-1 rows around them are read as well. */
-enum { FORWARD_BLOCKS = 8, BACKWARD_BLOCKS = 5, PROCESSORS = 132, LEAST_RUN = 64 };
+enum { FORWARD_BLOCKS = 8, WIDE_BLOCKS = 4, BACKWARD_BLOCKS = 5, PROCESSORS = 132, LEAST_RUN = 64 };
 static int64_t run_of(int64_t rows, int64_t channels, int blocks) {
   const int64_t across = (channels + ACROSS - 1) / ACROSS, down = blocks * PROCESSORS / across;
   const int64_t parts = RUNS * (down > 0 ? down : 1), run = ((rows + parts - 1) / parts + GROUP - 1) / GROUP * GROUP;
@@ -40,10 +41,17 @@ static int64_t parts_of(int64_t rows, int64_t channels) {
   return (rows + part - 1) / part;
 }
 
-static comba_status infer(comba_signature *s) {
+/* What backward has in its workspace before the partial sums, in floats: dz (rows, C) of T, where heads were divided */
+template <class T> static int64_t undivided_floats(int64_t head, const comba_shape *x) {
+  return head ? (comba_shape_elements(x) * (int64_t)sizeof(T) + 15) / 16 * 4 : 0;
+}
+
+template <class T> static comba_status infer(comba_signature *s) {
   const int64_t rows = s->input[X].size[0] * s->input[X].size[1], channels = s->input[X].size[2];
+  const int64_t head = ((const comba_short_convolution_attributes *)s->attributes)->head;
   s->forward_workspace = 0;
-  s->backward_workspace = parts_of(rows, channels) * (s->input[WEIGHT].size[2] + 1) * channels;
+  s->backward_workspace =
+      undivided_floats<T>(head, &s->input[X]) + parts_of(rows, channels) * (s->input[WEIGHT].size[2] + 1) * channels;
   return COMBA_OK;
 }
 
@@ -205,8 +213,13 @@ template <int W, int N> static __device__ void next_row(float (&values)[W][N]) {
     for (int i = 0; i < N; i++) values[j][i] = values[j + 1][i];
 }
 
-template <class T, int W, bool SILU, int N>
-static __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) walk(problem<T> p, int run, T *y) {
+/* Wide packets take twice the registers. */
+template <class T, int N> static constexpr int forward_blocks = N * sizeof(T) > PACKET ? WIDE_BLOCKS : FORWARD_BLOCKS;
+
+/* HEADS: the channels of a warp are a head, which is divided by its length while it is in float; r (rows, C / head) or NULL. */
+template <class T, int W, bool SILU, int N, bool HEADS>
+static __global__ void __launch_bounds__(THREADS, forward_blocks<T, N>)
+    walk(problem<T> p, int run, float epsilon, T *y, float *r) {
   __shared__ packet<T, N> places[AHEAD][THREADS];
   place<N> at((int)p.rows, (int)p.channels, run);
   if (at.row >= at.end) return;
@@ -232,6 +245,15 @@ static __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) walk(problem<T
         a.take(x[place + k], u);
 #pragma unroll
         for (int i = 0; i < N; i++) result[i] = value<SILU>(u[i]);
+        if (HEADS) {
+          float squares = 0;
+#pragma unroll
+          for (int i = 0; i < N; i++) squares += result[i] * result[i];
+          const float factor = rsqrtf(warp_sum(squares) + epsilon);
+#pragma unroll
+          for (int i = 0; i < N; i++) result[i] *= factor;
+          if (r && !threadIdx.x && k < left) r[(result_row - y + k * stride) / (LANES * N)] = factor;
+        }
         if (k < left) put_packet<N>(result_row + k * stride, result, false);
         next_row(a.past);
       }
@@ -417,14 +439,42 @@ template <class T, class F> static void with_walk(const problem<T> &p, const voi
   });
 }
 
+template <class T, int W, bool SILU, int N, bool HEADS>
+static void launch_walk(const problem<T> &p, int64_t run, float epsilon, T *y, float *r) {
+  const unsigned blocks = place<N>::blocks(p.rows, p.channels, run);
+  walk<T, W, SILU, N, HEADS><<<blocks, dim3(LANES, RUNS), 0, comba_cuda_stream()>>>(p, (int)run, epsilon, y, r);
+  comba_cuda_note(cudaGetLastError(), "short_convolution");
+}
+
 template <class T> static void walk_forward(const problem<T> &p, T *y) {
   const int64_t run = run_of(p.rows, p.channels, FORWARD_BLOCKS);
   with_walk(p, y, [&](auto k) {
     typedef decltype(k) K;
-    walk<T, K::W, K::SILU, K::N>
-        <<<place<K::N>::blocks(p.rows, p.channels, run), dim3(LANES, RUNS), 0, comba_cuda_stream()>>>(p, (int)run, y);
+    launch_walk<T, K::W, K::SILU, K::N, false>(p, run, 0, y, NULL);
   });
-  comba_cuda_note(cudaGetLastError(), "short_convolution");
+}
+
+/* N: a warp's channels are a head */
+template <class T, int N> static bool launch_heads(const problem<T> &p, float epsilon, T *y, float *r) {
+  const int64_t run = run_of(p.rows, p.channels * ACROSS / (LANES * N), forward_blocks<T, N>);
+  launch_walk<T, MOST_TAPS, true, N, true>(p, run, epsilon, y, r);
+  return true;
+}
+/* Whether heads were divided on the way: four taps, silu, heads that fit a warp. Then the quotient alone is rounded to bfloat16. */
+template <class T> static bool walk_heads(const problem<T> &p, int64_t head, float epsilon, T *y, float *r) {
+  if constexpr (sizeof(T) < sizeof(float)) {
+    const size_t bytes = head / LANES * sizeof(T);
+    if (!p.silu || p.width != MOST_TAPS || !head || head % LANES || !comba_cuda_aligned(p.x, bytes) ||
+        !comba_cuda_aligned(y, bytes) || !comba_cuda_aligned(p.weight, 16))
+      return false;
+    switch (head / LANES) {
+    case 1: return launch_heads<T, 1>(p, epsilon, y, r);
+    case 2: return launch_heads<T, 2>(p, epsilon, y, r);
+    case 4: return launch_heads<T, 4>(p, epsilon, y, r);
+    case 8: return launch_heads<T, 8>(p, epsilon, y, r);
+    }
+  }
+  return false;
 }
 
 template <class T> static void walk_backward(const problem<T> &p, T *dx, bool accumulate, float *partial) {
@@ -491,14 +541,21 @@ template <class T> static void token_forward(const problem<T> &p, T *y, float *n
 /* ---- The operator ---------------------------------------------------------------------------------------------------- */
 
 template <class T> static void forward(const comba_call *call) {
+  const comba_short_convolution_attributes *attributes = (const comba_short_convolution_attributes *)call->attributes;
   const problem<T> p = problem_of<T>(call);
+  const int64_t head = attributes->head;
   T *y = (T *)call->output[Y].data;
-  float *new_state = (float *)call->output[NEW_STATE].data;
-  if (is_token(p)) return token_forward(p, y, new_state);
-  if (can_walk(p))
+  float *new_state = (float *)call->output[NEW_STATE].data, *r = (float *)call->saved[0].data;
+  const bool token = is_token(p), walks = !token && can_walk(p);
+  const bool divided = walks && walk_heads(p, head, (float)attributes->epsilon, y, r);
+  if (token)
+    token_forward(p, y, new_state);
+  else if (walks && !divided)
     walk_forward(p, y);
-  else
+  else if (!divided)
     any_forward(p, y);
+  if (head && !divided) cuda_divide_rows((const T *)y, attributes->epsilon, p.rows * p.channels / head, head, y, r);
+  if (token) return;
   /* After all reads of the state, whose memory the new one may share: entries move towards the front, so ascending order reads each
    * before it is overwritten. */
   const int64_t carried = p.width - 1;
@@ -511,12 +568,20 @@ template <class T> static void forward(const comba_call *call) {
 }
 
 template <class T> static void backward(const comba_call *call) {
-  const problem<T> p = problem_of<T>(call);
+  problem<T> p = problem_of<T>(call);
   const int64_t parts = parts_of(p.rows, p.channels), carried = p.width - 1, taps = p.channels * p.width;
+  const int64_t head = ((const comba_short_convolution_attributes *)call->attributes)->head;
+  if (head && p.dy) {
+    T *dz = (T *)call->workspace;
+    cuda_divide_rows_gradient((const T *)call->output[Y].data, (const float *)call->saved[0].data, p.dy,
+                              p.rows * p.channels / head, head, dz, false);
+    p.dy = dz;
+  }
   T *dx = (T *)call->input_gradient[X].data;
   float *dweight = (float *)call->input_gradient[WEIGHT].data, *dbias = (float *)call->input_gradient[BIAS].data;
   float *dstate = (float *)call->input_gradient[STATE].data;
-  float *partial = dweight || dbias ? (float *)call->workspace : NULL; /* (parts, C, W), (parts, C) */
+  float *partial = dweight || dbias ? (float *)call->workspace + undivided_floats<T>(head, &call->input[X].shape)
+                                    : NULL; /* (parts, C, W), (parts, C) */
   if (can_walk(p))
     walk_backward(p, dx, call->accumulate[X], partial);
   else
@@ -531,4 +596,4 @@ template <class T> static void backward(const comba_call *call) {
   });
 }
 
-COMBA_CUDA_ROW(short_convolution, infer);
+COMBA_CUDA_ROW(short_convolution, infer<float>, 0, infer<bfloat16>);
