@@ -1,34 +1,77 @@
-/* ops/grid_move.h for kernels: a warp a token. */
+/* ops/grid_move.h for kernels: the threads of a row have a token, which they read or write once for all directions. */
 #ifndef COMBA_OPS_CUDA_GRID_H
 #define COMBA_OPS_CUDA_GRID_H
 
+#include "ops/cuda_row_span.h"
 #include "ops/cuda_rows.h"
 #include "ops/grid_order.h"
 
+/* The rows, in a tensor of all directions, where token `row` of (B,N) stands in each of them. */
+struct cuda_grid_places {
+  int64_t row[COMBA_GRID_DIRECTIONS];
+
+  __device__ cuda_grid_places(const comba_grid_scan &g, int64_t token) {
+    const int64_t b = token / g.tokens;
+#pragma unroll
+    for (int i = 0; i < COMBA_GRID_DIRECTIONS; i++)
+      if (i < g.directions)
+        row[i] = (i * g.batch + b) * g.tokens + comba_grid_place(&g, g.order[i], token - b * g.tokens);
+  }
+};
+
+template <class L, class T>
+__global__ void grid_spread_kernel(comba_grid_scan g, const T *from, float scale, bool accumulate, T *to) {
+  const int64_t row = own_row<L>();
+  if (row >= g.batch * g.tokens) return;
+  const cuda_grid_places place(g, row);
+  for (int64_t first = 0; first < g.channels; first += L::SPAN) {
+    row_span<L, T> x;
+    x.load(from + row * g.channels, first, g.channels);
+#pragma unroll
+    for (int i = 0; i < COMBA_GRID_DIRECTIONS; i++)
+      if (i < g.directions)
+        put_span<L>(to + place.row[i] * g.channels, first, g.channels, accumulate, [&](int k) { return scale * x[k]; });
+  }
+}
+
+template <class L, class T>
+__global__ void grid_gather_kernel(comba_grid_scan g, const T *from, float scale, bool accumulate, T *to) {
+  const int64_t row = own_row<L>();
+  if (row >= g.batch * g.tokens) return;
+  const cuda_grid_places place(g, row);
+  for (int64_t first = 0; first < g.channels; first += L::SPAN) {
+    row_span<L, T> x[COMBA_GRID_DIRECTIONS];
+#pragma unroll
+    for (int i = 0; i < COMBA_GRID_DIRECTIONS; i++)
+      if (i < g.directions) x[i].load(from + place.row[i] * g.channels, first, g.channels);
+    put_span<L>(to + row * g.channels, first, g.channels, accumulate, [&](int k) {
+      float sum = x[0][k];
+#pragma unroll
+      for (int i = 1; i < COMBA_GRID_DIRECTIONS; i++)
+        if (i < g.directions) sum += x[i][k];
+      return scale * sum;
+    });
+  }
+}
+
 /* to (directions B, N, d), direction-major, = or += scale * from (B,N,d) in each order */
 template <class T> void cuda_grid_spread(const comba_grid_scan &g, const T *from, float scale, bool accumulate, T *to) {
-  comba_each_row(g.directions * g.batch * g.tokens, [=] __device__(int64_t row, int64_t lane) {
-    const int64_t place = row % g.tokens, b = row / g.tokens % g.batch, direction = row / g.tokens / g.batch;
-    const T *in = from + (b * g.tokens + comba_grid_token(&g, g.order[direction], place)) * g.channels;
-    T *out = to + row * g.channels;
-    for (int64_t j = lane; j < g.channels; j += 32) put(out + j, scale * load(in + j), accumulate);
+  with_row_layout(g.channels, cuda_rows_pack(g.channels, from, to), [&](auto layout) {
+    typedef decltype(layout) L;
+    grid_spread_kernel<L><<<row_blocks<L>(g.batch * g.tokens), row_threads<L>(), 0, comba_cuda_stream()>>>(
+        g, from, scale, accumulate, to);
   });
+  comba_cuda_note(cudaGetLastError(), "tokens in their orders");
 }
 
 /* to (B,N,d) = or += scale * sum over directions of from (directions B, N, d), each token back in its place */
 template <class T> void cuda_grid_gather(const comba_grid_scan &g, const T *from, float scale, bool accumulate, T *to) {
-  comba_each_row(g.batch * g.tokens, [=] __device__(int64_t row, int64_t lane) {
-    const T *in[COMBA_GRID_DIRECTIONS];
-    for (int direction = 0; direction < g.directions; direction++) {
-      const int64_t place = comba_grid_place(&g, g.order[direction], row % g.tokens);
-      in[direction] = from + ((direction * g.batch + row / g.tokens) * g.tokens + place) * g.channels;
-    }
-    for (int64_t j = lane; j < g.channels; j += 32) {
-      float sum = load(in[0] + j);
-      for (int direction = 1; direction < g.directions; direction++) sum += load(in[direction] + j);
-      put(to + row * g.channels + j, scale * sum, accumulate);
-    }
+  with_row_layout(g.channels, cuda_rows_pack(g.channels, from, to), [&](auto layout) {
+    typedef decltype(layout) L;
+    grid_gather_kernel<L><<<row_blocks<L>(g.batch * g.tokens), row_threads<L>(), 0, comba_cuda_stream()>>>(
+        g, from, scale, accumulate, to);
   });
+  comba_cuda_note(cudaGetLastError(), "tokens back in their places");
 }
 
 #endif

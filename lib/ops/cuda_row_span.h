@@ -4,16 +4,24 @@
 
 #include "core/cuda_map.h"
 
-/* LANES threads hold SPAN values: each has PACKETS packets of N, LANES N apart. A block is GROUPS rows. Longer rows are read span by
- * span, and then again. */
+/* LANES threads hold SPAN values: each has PACKETS packets of N, LANES N apart. A block is GROUPS rows, several to a warp where they are
+ * short. Longer rows are read span by span, and then again. */
 template <int N_, int PACKETS_, int LANES_> struct row_layout {
-  enum { N = N_, PACKETS = PACKETS_, LANES = LANES_, SPAN = N * PACKETS * LANES, GROUPS = LANES == 32 ? 4 : 1 };
+  enum {
+    N = N_,
+    PACKETS = PACKETS_,
+    LANES = LANES_,
+    SPAN = N * PACKETS * LANES,
+    GROUPS = LANES <= 32 ? 128 / LANES : 1
+  };
 };
 
 /* Calls f with the layout for rows of d values; `packs`: d is a multiple of 8 and all rows are aligned to 16 bytes. */
 template <class F> void with_row_layout(int64_t d, bool packs, F f) {
   if (!packs)
     f(row_layout<1, 8, 32>());
+  else if (d <= 64)
+    f(row_layout<8, 1, 8>());
   else if (d <= 128)
     f(row_layout<4, 1, 32>());
   else if (d <= 256)
@@ -40,9 +48,16 @@ template <class L> static dim3 row_threads() {
 template <class L> __device__ inline int64_t own_row() {
   return (int64_t)blockIdx.x * L::GROUPS + threadIdx.y;
 }
-/* The sum over the threads of a row, in each of them */
+/* The sum over the threads of a row, in each of them. Rows of a warp need not be summed at the same time. */
 template <class L> __device__ inline float row_sum(float value) {
-  return L::LANES == 32 ? warp_sum(value) : block_sum(value);
+  if constexpr (L::LANES > 32) {
+    return block_sum(value);
+  } else {
+    constexpr unsigned lanes = ~0u >> (32 - L::LANES);
+    const unsigned mask = lanes << (threadIdx.y * L::LANES % 32);
+    for (int offset = L::LANES / 2; offset; offset /= 2) value += __shfl_xor_sync(mask, value, offset);
+    return value;
+  }
 }
 
 /* A thread's part of the values [first, first + SPAN) of a row of d; zero behind its end */
