@@ -1,9 +1,8 @@
 /* y[i,j] = max over the window of x whose first pixel is (stride i - padding, stride j - padding), inside the image
  * dx at the place of each window's largest value += dy[i,j]; of equal values the first in row-major order, of NaNs the last
  *
- * Saved: the place in its plane (H,W), int32. A warp has a line of windows, or of pixels: backward gathers, a pixel looks into the
- * windows that cover it, in their order. */
-#include "ops/cuda_rows.h"
+ * Saved: the place in its plane (H,W), int32. Backward gathers: a pixel looks into the windows that cover it, in their order. */
+#include "core/cuda_packet.h"
 #include "ops/cuda_window.h"
 
 enum { X };
@@ -26,53 +25,65 @@ static cuda_axis axis_of(const comba_call *call, int dimension) {
 template <class T> static void forward(const comba_call *call) {
   const cuda_axis down = axis_of(call, 2), across = axis_of(call, 3);
   const int64_t planes = call->input[X].shape.size[0] * call->input[X].shape.size[1];
+  const int64_t windows = (int64_t)down.windows * across.windows;
   const T *x = (const T *)call->input[X].data;
   T *y = (T *)call->output[0].data;
   int32_t *places = (int32_t *)call->saved[PLACE].data;
-  comba_each_row(planes * down.windows, [=] __device__(int64_t line, int64_t lane) {
-    const T *plane = x + line / down.windows * down.size * across.size;
-    const int32_t start = down.start((int32_t)(line % down.windows));
-    const int32_t top = max(start, 0), bottom = min(down.size, start + down.kernel);
-    for (int32_t j = (int32_t)lane; j < across.windows; j += 32) {
-      const int32_t left = max(across.start(j), 0), right = min(across.size, across.start(j) + across.kernel);
-      int32_t place = top * across.size + left;
-      float best = -INFINITY;
-      for (int32_t row = top; row < bottom; row++)
-        for (int32_t column = left; column < right; column++) {
-          const float value = load(plane + row * across.size + column);
-          if (value > best || value != value) {
-            best = value;
-            place = row * across.size + column;
-          }
+  comba_each(planes * windows, [=] __device__(int64_t i) {
+    const int64_t plane = i / windows;
+    const int32_t window = (int32_t)(i - plane * windows);
+    const T *pixels = x + plane * down.size * across.size;
+    const int32_t y0 = down.start(window / across.windows), x0 = across.start(window % across.windows);
+    const int32_t top = max(y0, 0), bottom = min(down.size, y0 + down.kernel);
+    const int32_t left = max(x0, 0), right = min(across.size, x0 + across.kernel);
+    int32_t place = top * across.size + left;
+    float best = -INFINITY;
+    for (int32_t row = top; row < bottom; row++)
+      for (int32_t column = left; column < right; column++) {
+        const float value = load(pixels + row * across.size + column);
+        if (value > best || value != value) {
+          best = value;
+          place = row * across.size + column;
         }
-      store(y + line * across.windows + j, best);
-      if (places) places[line * across.windows + j] = place;
-    }
+      }
+    store(y + i, best);
+    if (places) places[i] = place;
+  });
+}
+
+/* A thread has N neighbours of a line, and looks once into each window that covers one of them. */
+template <int N, class T>
+static void gather(cuda_axis down, cuda_axis across, int64_t planes, const T *dy, const int32_t *places,
+                   bool accumulate, T *dx) {
+  const int32_t runs = across.size / N;
+  const int64_t in_plane = (int64_t)down.size * runs;
+  comba_each(planes * in_plane, [=] __device__(int64_t i) {
+    const int64_t plane = i / in_plane, windows = plane * down.windows * across.windows; /* of the planes before */
+    const int32_t run = (int32_t)(i - plane * in_plane), row = run / runs, column = run % runs * N;
+    const int32_t first = row * across.size + column, bottom = down.end(row);
+    const int32_t left = across.first(column), right = across.end(column + N - 1);
+    float sum[N] = {};
+    for (int32_t y = down.first(row); y < bottom; y++)
+      for (int32_t x = left; x < right; x++) {
+        const int64_t window = windows + (int64_t)y * across.windows + x;
+        const int32_t place = places[window] - first;
+        const float value = load(dy + window);
+#pragma unroll
+        for (int n = 0; n < N; n++) sum[n] += place == n ? value : 0;
+      }
+    put_packet<N>(dx + plane * down.size * across.size + first, sum, accumulate);
   });
 }
 
 template <class T> static void backward(const comba_call *call) {
+  enum { N = 4 };
   if (comba_cuda_gradient_absent<T>(call, 1, 0) || !call->input_gradient[X].data) return;
   const cuda_axis down = axis_of(call, 2), across = axis_of(call, 3);
   const int64_t planes = call->input[X].shape.size[0] * call->input[X].shape.size[1];
-  const T *dy = (const T *)call->output_gradient[0].data;
-  const int32_t *places = (const int32_t *)call->saved[PLACE].data;
   T *dx = (T *)call->input_gradient[X].data;
-  const bool accumulate = call->accumulate[X];
-  comba_each_row(planes * down.size, [=] __device__(int64_t line, int64_t lane) {
-    const int64_t windows = line / down.size * down.windows * across.windows; /* those of the planes before */
-    const int32_t row = (int32_t)(line % down.size), bottom = down.end(row);
-    for (int32_t column = (int32_t)lane; column < across.size; column += 32) {
-      const int32_t left = across.first(column), right = across.end(column);
-      float sum = 0;
-      for (int32_t i = down.first(row); i < bottom; i++)
-        for (int32_t j = left; j < right; j++) {
-          const int64_t window = windows + (int64_t)i * across.windows + j;
-          if (places[window] == row * across.size + column) sum += load(dy + window);
-        }
-      put(dx + line * across.size + column, sum, accumulate);
-    }
-  });
+  const bool packs = across.size % N == 0 && comba_cuda_aligned(dx, N * sizeof(T));
+  (packs ? gather<N, T> : gather<1, T>)(down, across, planes, (const T *)call->output_gradient[0].data,
+                                        (const int32_t *)call->saved[PLACE].data, call->accumulate[X], dx);
 }
 
 COMBA_CUDA_ROW(max_pool, infer);
