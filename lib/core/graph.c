@@ -261,6 +261,10 @@ void comba_graph_set_recompute(comba_graph *graph, comba_recompute level, int bl
   graph->level_blocks = blocks;
 }
 
+bool comba_graph_is_narrow(const comba_graph *graph) {
+  return graph->backend->size[COMBA_ACTIVATION] < graph->backend->size[COMBA_PARAMETER];
+}
+
 uint64_t comba_graph_stream(comba_graph *graph) {
   return graph->streams++;
 }

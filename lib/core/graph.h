@@ -78,6 +78,8 @@ void comba_graph_keep(comba_graph *graph, comba_tensor *tensor);
 void comba_graph_store(comba_graph *graph, comba_tensor *tensor, comba_tensor *target);
 /* The reverse pass starts here: the caller writes tensor->gradient before comba_graph_backward. */
 void comba_graph_seed(comba_graph *graph, comba_tensor *tensor);
+/* Whether activations are of a narrower type than parameters here. */
+bool comba_graph_is_narrow(const comba_graph *graph);
 /* A number that differs for each random node of the graph, the same in every graph of one model. */
 uint64_t comba_graph_stream(comba_graph *graph);
 

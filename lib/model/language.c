@@ -111,8 +111,11 @@ void comba_language_build(comba_build *build, comba_plan *plan) {
   const int64_t padding_plus_one = config->mixer->trains_padding ? 0 : config->pad_token_id + 1;
   comba_tensor *embeddings = comba_build_parameter(build, "embeddings.weight", COMBA_SHAPE(V, d), COMBA_ROLE_EMBEDDING,
                                                    block ? block->embeddings : initial);
-  stream s = {comba_embedding(graph, plan->input_ids, embeddings, (comba_embedding_attributes){padding_plus_one}),
-              NULL};
+  /* What rounding takes from the embeddings is the first branch: so the first norm, which adds in float32, reads them as they are, and
+   * errors that all layers pass on begin with what the norm itself rounds. */
+  const comba_embedding_attributes attributes = {padding_plus_one, !block && comba_graph_is_narrow(graph)};
+  stream s = {NULL, NULL};
+  s.x = comba_embedding(graph, plan->input_ids, embeddings, attributes, &s.branch);
   for (int64_t layer = 0; layer < config->num_hidden_layers; layer++) build_layer(build, layer, &s);
   comba_tensor *y = norm(build, names->final_norm, &s);
   comba_build_leave(build, length);
@@ -126,8 +129,8 @@ void comba_language_build(comba_build *build, comba_plan *plan) {
   comba_graph_keep(graph, plan->logits);
   if (build->states) return;
   plan->targets = comba_graph_input(graph, "targets", COMBA_INDEX, COMBA_SHAPE(B, T));
-  const comba_cross_entropy_attributes attributes = {.l2_warp = config->use_l2warp ? 1e-4 : 0};
-  plan->loss = comba_cross_entropy(graph, plan->logits, plan->targets, NULL, attributes, &plan->row_losses);
+  const comba_cross_entropy_attributes loss = {.l2_warp = config->use_l2warp ? 1e-4 : 0};
+  plan->loss = comba_cross_entropy(graph, plan->logits, plan->targets, NULL, loss, &plan->row_losses);
   comba_graph_keep(graph, plan->loss);
   comba_graph_keep(graph, plan->row_losses);
   if (build->training) comba_graph_seed(graph, plan->loss);

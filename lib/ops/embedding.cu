@@ -1,7 +1,8 @@
-/* y[t] = weight[ids[t]];  dweight[ids[t]] += dy[t], except for the padding row */
+/* y[t] = weight[ids[t]], rest[t] = weight[ids[t]] - y[t];  dweight[ids[t]] += dy[t], except for the padding row */
 #include "core/cuda_packet.h"
 
 enum { IDS, WEIGHT };
+enum { Y, REST };
 
 /* y (tokens, d) = the rows of the weight that `ids` names, N values a thread; blocks of columns follow one another */
 template <int N, class T> static __global__ void copy_rows(const int32_t *ids, const T *weight, int64_t d, T *y) {
@@ -10,11 +11,37 @@ template <int N, class T> static __global__ void copy_rows(const int32_t *ids, c
     store_packet(y + t * d + j, load_packet<N>(weight + from + j));
 }
 
+/* and rest, from the weight as it is */
+template <int N, class T>
+static __global__ void split_rows(const int32_t *ids, const float *weight, int64_t d, T *y, T *rest) {
+  const int64_t t = blockIdx.x, from = ids[t] * d;
+  for (int64_t j = threadIdx.x * N; j < d; j += blockDim.x * N) {
+    const packet<float, N> value = load_packet<N>(weight + from + j);
+    packet<T, N> rounded, left;
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+      rounded.set(i, value[i]);
+      left.set(i, value[i] - rounded[i]);
+    }
+    store_packet(y + t * d + j, rounded);
+    store_packet(rest + t * d + j, left);
+  }
+}
+
 template <class T> static void forward(const comba_call *call) {
   const int64_t tokens = comba_shape_elements(&call->input[IDS].shape), d = call->input[WEIGHT].shape.size[1];
   const int32_t *ids = (const int32_t *)call->input[IDS].data;
   const T *weight = comba_cuda_weight<T>(call->input[WEIGHT].data);
-  T *y = (T *)call->output[0].data;
+  T *y = (T *)call->output[Y].data, *rest = (T *)call->output[REST].data;
+  if (rest) {
+    const float *whole = (const float *)call->input[WEIGHT].data;
+    const bool packs =
+        d % 8 == 0 && comba_cuda_aligned(whole, 16) && comba_cuda_aligned(y, 16) && comba_cuda_aligned(rest, 16);
+    const auto kernel = packs ? split_rows<8, T> : split_rows<1, T>;
+    kernel<<<(unsigned)tokens, 128, 0, comba_cuda_stream()>>>(ids, whole, d, y, rest);
+    comba_cuda_note(cudaGetLastError(), "embedding");
+    return;
+  }
   const bool packs = d % 8 == 0 && comba_cuda_aligned(weight, 16) && comba_cuda_aligned(y, 16);
   const auto kernel = packs ? copy_rows<8, T> : copy_rows<1, T>;
   kernel<<<(unsigned)tokens, 128, 0, comba_cuda_stream()>>>(ids, weight, d, y);
@@ -82,7 +109,7 @@ template <class T> static void backward(const comba_call *call) {
   const int64_t tokens = comba_shape_elements(&call->input[IDS].shape), d = call->input[WEIGHT].shape.size[1];
   const int64_t vocabulary = call->input[WEIGHT].shape.size[0], padding = attributes->padding_plus_one - 1;
   const int32_t *ids = (const int32_t *)call->input[IDS].data;
-  const T *dy = (const T *)call->output_gradient[0].data;
+  const T *dy = (const T *)call->output_gradient[Y].data;
   float *dweight = (float *)call->input_gradient[WEIGHT].data;
   int32_t *count = (int32_t *)call->workspace, *start = count + vocabulary;
   int32_t *list = start + vocabulary + 1, *sorted = list + tokens; /* (tokens) each */

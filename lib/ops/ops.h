@@ -27,10 +27,11 @@ static inline comba_tensor *comba_linear(comba_graph *graph, comba_tensor *x, co
 /* y (B,T,d) = weight (vocabulary, d)[ids (B,T)]; ids inside [0, vocabulary) */
 typedef struct comba_embedding_attributes {
   int64_t padding_plus_one; /* row padding_plus_one - 1 gets no gradient; 0: every row does */
+  bool rest;                /* `rest` (B,T,d) receives what y has lost of the weight by rounding; it has no gradient */
 } comba_embedding_attributes;
 static inline comba_tensor *comba_embedding(comba_graph *graph, comba_tensor *ids, comba_tensor *weight,
-                                            comba_embedding_attributes attributes) {
-  return COMBA_APPEND(graph, embedding, &attributes, NULL, ids, weight);
+                                            comba_embedding_attributes attributes, comba_tensor **rest) {
+  return COMBA_APPEND(graph, embedding, &attributes, rest, ids, weight);
 }
 
 /* y = a + b, equal shapes */
