@@ -323,6 +323,23 @@ static const char *check_without_saved(const op_reference *r, const char *varian
                        "differs without saved tensors");
 }
 
+/* Where the row says so, a gradient may lie over its input. */
+static const char *check_over_input(const op_reference *r, const char *variant, op_instance *instance) {
+  const uint32_t over = instance->op->gradient_over_input & r->wanted;
+  const int inputs = instance->op->inputs;
+  if (!over) return NULL;
+  snapshots before = take_all(instance->input_gradient, inputs);
+  for (int i = 0; i < inputs; i++) {
+    if (!(over >> i & 1)) continue;
+    memcpy(instance->input_gradient[i].data, instance->input[i].data, instance->input[i].bytes);
+    instance->call.input[i].data = instance->input_gradient[i].data;
+  }
+  run_backward(instance, r->wanted, r->given);
+  for (int i = 0; i < inputs; i++) instance->call.input[i].data = instance->input[i].data;
+  return all_unchanged(r, variant, &before, instance->input_gradient, inputs, "gradient of input",
+                       "differs where it lies over the input");
+}
+
 static const char *check_backward(const op_reference *r, const char *variant, op_instance *instance) {
   const gradients *exact = r->exact ? &r->exact->all : NULL;
   const int inputs = instance->op->inputs, outputs = instance->signature.outputs;
@@ -344,6 +361,7 @@ static const char *check_backward(const op_reference *r, const char *variant, op
                                    "was changed by backward");
   if (!failure) failure = again ? again : kept;
   if (!failure) failure = check_without_saved(r, variant, instance);
+  if (!failure) failure = check_over_input(r, variant, instance);
   if (!failure) failure = compare_gradients(r, variant, instance, r->wanted, &r->all, exact, "gradient of input");
   if (!failure) failure = check_accumulate(r, variant, instance);
   for (int i = 0; i < inputs && !failure; i++) {

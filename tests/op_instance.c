@@ -198,7 +198,8 @@ void op_instance_backward(op_instance *instance, uint32_t wanted, uint32_t accum
   for (int i = 0; i < instance->op->inputs; i++) {
     call->accumulate[i] = accumulate >> i & 1;
     call->input_gradient[i].data = wanted >> i & 1 ? instance->input_gradient[i].data : NULL;
-    if (!call->accumulate[i]) op_poison(&instance->input_gradient[i]);
+    if (!call->accumulate[i] && call->input[i].data != instance->input_gradient[i].data)
+      op_poison(&instance->input_gradient[i]);
   }
   op_poison(&instance->backward_workspace);
   call->workspace = instance->backward_workspace.data;

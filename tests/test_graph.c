@@ -93,6 +93,31 @@ START_TEST(equal_gradients_are_the_same_memory) {
 }
 END_TEST
 
+/* The gradient of logits takes their memory, unless they are wanted afterwards. */
+START_TEST(gradient_lies_over_what_is_read_last) {
+  for (int kept = 0; kept < 2; kept++) {
+    comba_graph *graph = create(COMBA_GRAPH_BACKWARD);
+    comba_tensor *x = comba_graph_input_with_gradient(graph, "x", COMBA_SHAPE(2, 3)), *rows = NULL;
+    comba_tensor *targets = comba_graph_input(graph, "targets", COMBA_INDEX, COMBA_SHAPE(2));
+    comba_tensor *logits = comba_add(graph, x, x);
+    comba_tensor *loss = comba_cross_entropy(graph, logits, targets, NULL, (comba_cross_entropy_attributes){0}, &rows);
+    if (kept) comba_graph_keep(graph, logits);
+    comba_graph_seed(graph, loss);
+    plan(graph);
+    ck_assert_int_eq(logits->gradient == logits->data, !kept);
+    memcpy(x->data, (const float[]){0, 0.5f, -1, 2, 0, 0}, 6 * sizeof(float));
+    memcpy(targets->data, (const int32_t[]){1, -100}, 2 * sizeof(int32_t));
+    comba_graph_forward(graph);
+    *(float *)loss->gradient = 1;
+    comba_graph_backward(graph);
+    const double sum = 1 + exp(1) + exp(-2), expected[6] = {2 / sum, 2 * exp(1) / sum - 2, 2 * exp(-2) / sum};
+    for (int i = 0; i < 6; i++) ck_assert_float_eq_tol(((float *)x->gradient)[i], (float)expected[i], 1e-6f);
+    if (kept) ck_assert_float_eq(((float *)logits->data)[3], 4);
+    comba_graph_free(graph);
+  }
+}
+END_TEST
+
 START_TEST(reshape_is_the_same_memory) {
   comba_graph *graph = create(COMBA_GRAPH_BACKWARD);
   comba_tensor *x = comba_graph_input_with_gradient(graph, "x", ACTIVATION);
@@ -549,6 +574,7 @@ int main(void) {
   tcase_add_test(small, parameter_gradients_add_up_over_runs);
   tcase_add_test(small, gradient_of_a_tensor_used_several_times);
   tcase_add_test(small, equal_gradients_are_the_same_memory);
+  tcase_add_test(small, gradient_lies_over_what_is_read_last);
   tcase_add_test(small, reshape_is_the_same_memory);
   tcase_add_test(small, what_is_not_read_does_not_run);
   tcase_add_test(small, result_is_stored_in_a_state);

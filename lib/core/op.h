@@ -122,7 +122,9 @@ typedef struct comba_op {
   size_t attributes_size; /* of the struct that the builder copies; 0: none */
   /* Which values backward reads: bit i = input i / output i. The plan frees the others early. */
   uint32_t backward_inputs, backward_outputs;
-  uint32_t equal_gradients;  /* bit i: the gradient of input i is the same as of others so marked; one may do for all */
+  uint32_t equal_gradients; /* bit i: the gradient of input i is the same as of others so marked; one may do for all */
+  uint32_t
+      gradient_over_input; /* bit i: each element of input i is read before the gradient's there is written; both may be one memory */
   uint32_t constant_outputs; /* bit i: no gradient comes from output i (a loss of each row for reports, say) */
   comba_status (*infer)(comba_signature *signature);
   void (*forward)(const comba_call *call);

@@ -61,6 +61,20 @@ static bool shares_gradient(comba_graph *graph, const comba_node *node, int k) {
   return false;
 }
 
+/* Whether the gradient of input k takes the memory of the value, which nobody reads after this node's backward. Values of a block may
+ * be written twice. */
+static bool lies_over_value(const comba_graph *graph, const comba_node *node, int k) {
+  const comba_tensor *input = node->input[k];
+  const comba_storage *value = &graph->storage[input->storage];
+  if (!(node->op->gradient_over_input >> k & 1) || !has_one_part(value) || value->keep || value->whole_life)
+    return false;
+  if (value->gradient >= 0 || input->producer < 0) return false;
+  const comba_node *producer = graph->node[input->producer];
+  for (int i = 0; i < producer->signature.outputs; i++)
+    if (producer->output[i]->storage == input->storage && comba_node_backward_outputs(producer) >> i & 1) return false;
+  return !node->block && !producer->block;
+}
+
 /* Marks the nodes whose backward runs, and for each input gradient whether it is the first to be written. Until resolve(),
  * data that is not NULL says of a gradient that it is there. */
 static comba_status derive_backward(comba_graph *graph) {
@@ -90,6 +104,7 @@ static comba_status derive_backward(comba_graph *graph) {
     }
     for (int k = 0; k < node->signature.inputs; k++) {
       if (!node->input[k] || !node->input[k]->needs_gradient || shares_gradient(graph, node, k)) continue;
+      if (lies_over_value(graph, node, k)) graph->storage[node->input[k]->storage].gradient = node->input[k]->storage;
       const int gradient = gradient_storage(graph, node->input[k]->storage);
       if (gradient < 0) return comba_graph_status(graph);
       comba_storage *s = &graph->storage[gradient];

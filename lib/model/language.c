@@ -126,7 +126,7 @@ void comba_language_build(comba_build *build, comba_plan *plan) {
                                                    block ? block->head(V, d) : initial);
   if (build->states && T > 1) y = comba_last_token(graph, y);
   plan->logits = comba_linear(graph, y, head, NULL);
-  comba_graph_keep(graph, plan->logits);
+  if (!build->training) comba_graph_keep(graph, plan->logits); /* else up to backward, which writes over them */
   if (build->states) return;
   plan->targets = comba_graph_input(graph, "targets", COMBA_INDEX, COMBA_SHAPE(B, T));
   const comba_cross_entropy_attributes loss = {.l2_warp = config->use_l2warp ? 1e-4 : 0};

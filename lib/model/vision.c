@@ -202,7 +202,7 @@ void comba_vision_build(comba_build *build, comba_plan *plan) {
                                    build->class_weights);
   const comba_cross_entropy_attributes attributes = {.label_smoothing = build->training ? build->label_smoothing : 0};
   plan->loss = comba_cross_entropy(graph, plan->logits, plan->targets, weights, attributes, &plan->row_losses);
-  comba_graph_keep(graph, plan->logits);
+  if (!build->training) comba_graph_keep(graph, plan->logits); /* else up to backward, which writes over them */
   comba_graph_keep(graph, plan->loss);
   comba_graph_keep(graph, plan->row_losses);
   if (build->training) comba_graph_seed(graph, plan->loss);

@@ -88,16 +88,11 @@ static void forward(const comba_call *call) {
   *loss = weight_sum[0] > 0 ? (real)(sum[0] / weight_sum[0]) : 0;
 }
 
-/* dx += what l2_warp asks of the largest logit of each row. */
-static void warp(real *dx, const real *x, int64_t rows, int64_t classes, double factor) {
-#pragma omp parallel for
-  for (int64_t i = 0; i < rows; i++) {
-    const real *in = x + i * classes;
-    int64_t largest = 0;
-    for (int64_t j = 1; j < classes; j++)
-      if (in[j] > in[largest]) largest = j;
-    dx[i * classes + largest] += (real)factor * in[largest];
-  }
+static int64_t first_largest(const real *x, int64_t classes) {
+  int64_t largest = 0;
+  for (int64_t j = 1; j < classes; j++)
+    if (x[j] > x[largest]) largest = j;
+  return largest;
 }
 
 static void backward(const comba_call *call) {
@@ -114,28 +109,30 @@ static void backward(const comba_call *call) {
   for (int64_t i = 0; i < rows; i++)
     if (targets[i] >= 0) weight_sum += weights ? (double)weights[targets[i]] : 1;
   const double mean = weight_sum > 0 ? *(const real *)call->output_gradient[LOSS].data / weight_sum : 0;
+  const real warp = (real)(a->l2_warp * (double)*(const real *)call->output_gradient[LOSS].data / (double)rows);
 #pragma omp parallel for
   for (int64_t i = 0; i < rows; i++) {
     const real *in = x + i * classes;
-    real *out = dx + i * classes;
+    real *out = dx + i * classes; /* may be in */
+    const int64_t first = warp != 0 ? first_largest(in, classes) : 0;
+    const real warped = warp != 0 ? warp * in[first] : 0;
     if (targets[i] < 0) {
       if (!accumulate) memset(out, 0, (size_t)classes * sizeof(real));
-      continue;
-    }
-    const double own = weights ? mean * (double)weights[targets[i]] : mean;
-    const real every = (real)(own * a->label_smoothing / (double)classes);
-    const real largest = saved[2 * i], factor = (real)own * saved[2 * i + 1];
-    if (accumulate) {
-#pragma omp simd
-      for (int64_t j = 0; j < classes; j++) out[j] += factor * comba_exp(in[j] - largest) - every;
     } else {
+      const double own = weights ? mean * (double)weights[targets[i]] : mean;
+      const real every = (real)(own * a->label_smoothing / (double)classes);
+      const real largest = saved[2 * i], factor = (real)own * saved[2 * i + 1];
+      if (accumulate) {
 #pragma omp simd
-      for (int64_t j = 0; j < classes; j++) out[j] = factor * comba_exp(in[j] - largest) - every;
+        for (int64_t j = 0; j < classes; j++) out[j] += factor * comba_exp(in[j] - largest) - every;
+      } else {
+#pragma omp simd
+        for (int64_t j = 0; j < classes; j++) out[j] = factor * comba_exp(in[j] - largest) - every;
+      }
+      out[targets[i]] -= (real)(own * (1 - a->label_smoothing));
     }
-    out[targets[i]] -= (real)(own * (1 - a->label_smoothing));
+    out[first] += warped;
   }
-  if (a->l2_warp > 0)
-    warp(dx, x, rows, classes, a->l2_warp * *(const real *)call->output_gradient[LOSS].data / (double)rows);
 }
 
 static const comba_case cases[] = {
@@ -177,6 +174,7 @@ const comba_op COMBA_VARIANT(comba_op_cross_entropy) = {
     .output_class = {COMBA_STATE, COMBA_STATE}, /* float32 everywhere */
     .attributes_size = sizeof(comba_cross_entropy_attributes),
     .constant_outputs = 1u << ROWS,
+    .gradient_over_input = 1u << LOGITS,
     .backward_inputs = 1u << LOGITS | 1u << TARGETS | 1u << WEIGHTS,
     .infer = infer,
     .forward = forward,
