@@ -384,24 +384,29 @@ double comba_cuda_time(void (*run)(void *context), void *context) {
 
 /* ---- Sums ----------------------------------------------------------------------------------------------------------- */
 
-enum { SUM_COLUMNS = 32, SUM_GROUPS = 32 };
+/* A block has eight columns, 32 bytes of a row: so few rows are left to a thread that the time is that of a few reads. */
+enum { SUM_COLUMNS = 8, SUM_GROUPS = 128, SUM_WARPS = SUM_COLUMNS * SUM_GROUPS / 32 };
 
-/* A thread a column and group of rows, then the groups in order. */
+/* A thread a column and group of rows; then the groups of a warp, and the warps. */
 static __global__ void sum_rows(const float *partial, int64_t rows, int64_t n, bool accumulate, float *sum) {
-  __shared__ float part[SUM_GROUPS][SUM_COLUMNS];
-  const int64_t column = (int64_t)blockIdx.x * SUM_COLUMNS + threadIdx.x;
+  __shared__ float part[SUM_WARPS][SUM_COLUMNS];
+  const int column_here = threadIdx.x % SUM_COLUMNS, group = threadIdx.x / SUM_COLUMNS, lane = threadIdx.x % 32;
+  const int64_t first = (int64_t)blockIdx.x * SUM_COLUMNS, column = first + column_here;
   float total = 0;
   if (column < n)
-    for (int64_t row = threadIdx.y; row < rows; row += SUM_GROUPS) total += partial[row * n + column];
-  part[threadIdx.y][threadIdx.x] = total;
+    for (int64_t row = group; row < rows; row += SUM_GROUPS) total += partial[row * n + column];
+  for (int apart = SUM_COLUMNS; apart < 32; apart *= 2) total += __shfl_xor_sync(~0u, total, apart);
+  if (lane < SUM_COLUMNS) part[threadIdx.x / 32][lane] = total;
   __syncthreads();
-  if (threadIdx.y || column >= n) return;
-  for (int group = 1; group < SUM_GROUPS; group++) total += part[group][threadIdx.x];
-  put(sum + column, total, accumulate);
+  const int64_t own = first + threadIdx.x / 32; /* from here on a warp a column */
+  if (threadIdx.x / 32 >= SUM_COLUMNS || own >= n) return;
+  total = warp_sum(part[lane][threadIdx.x / 32]);
+  if (!lane) put(sum + own, total, accumulate);
 }
 
 void comba_cuda_sum_rows(const float *partial, int64_t rows, int64_t n, bool accumulate, float *sum) {
-  sum_rows<<<(unsigned)((n + SUM_COLUMNS - 1) / SUM_COLUMNS), dim3(SUM_COLUMNS, SUM_GROUPS), 0, device.stream>>>(
+  sum_rows<<<(unsigned)((n + SUM_COLUMNS - 1) / SUM_COLUMNS), SUM_COLUMNS * SUM_GROUPS, 0, device.stream>>>(
       partial, rows, n, accumulate, sum);
+
   comba_cuda_note(cudaGetLastError(), "sums of rows");
 }

@@ -167,6 +167,7 @@ template <class F>
 static __global__ void comba_sum_heads_kernel(const float *products, int64_t tokens, int64_t heads, F factor,
                                               bool accumulate, float *sum) {
   float total = 0;
+#pragma unroll 8
   for (int64_t t = threadIdx.x; t < tokens; t += blockDim.x) total += products[t * heads + blockIdx.x];
   total = block_sum(total);
   if (!threadIdx.x) put(sum + blockIdx.x, total * factor((int64_t)blockIdx.x), accumulate);

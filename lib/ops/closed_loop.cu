@@ -31,7 +31,7 @@ static problem problem_of(const comba_call *call) {
 /* Each block leaves two sums, for ds and dd. */
 static comba_status infer(comba_signature *s) {
   const int64_t *size = s->input[Q].size;
-  s->backward_workspace = 2 * row_parts(size[0] * size[1] * size[2], size[2]);
+  s->backward_workspace = 2 * row_parts(size[0] * size[1] * size[2], size[2], size[3]);
   return COMBA_OK;
 }
 
@@ -52,7 +52,7 @@ static __global__ void run(problem p, const T *q, const T *k, T *query, T *key, 
       ww += w * w;
     }
   }
-  const comba_loop_forward by = comba_loop_run(&loop, row_sum<L>(kk), row_sum<L>(ww));
+  const comba_loop_forward by = comba_loop_run(&loop, row_sum<L>(kk, 0), row_sum<L>(ww, 1));
   for (int64_t first = 0; first < p.n; first += L::SPAN) {
     if (p.n > L::SPAN) {
       a.load(q + at, first, p.n);
@@ -87,6 +87,7 @@ static __global__ void __launch_bounds__(L::LANES *L::GROUPS, row_blocks_at_once
     run_gradient(problem p, gradient_rows<T> rows, float *part) {
   const comba_loop loop = p.loop(blockIdx.x % p.heads);
   float db = 0, dm = 0;
+  int turn = 0;                /* of the sums */
   gradient_span<L, T> a, next; /* the first span of the next row */
   int64_t row = part_row<L>(p.heads);
   next.load(rows.from, row * p.n, 0, row < p.rows ? p.n : 0);
@@ -109,8 +110,10 @@ static __global__ void __launch_bounds__(L::LANES *L::GROUPS, row_blocks_at_once
         of.w_dq += w * a.dquery[i];
       }
     }
-    of = {row_sum<L>(of.kk),   row_sum<L>(of.ww),   row_sum<L>(of.kw),  row_sum<L>(of.k_dq),
-          row_sum<L>(of.k_dk), row_sum<L>(of.k_dp), row_sum<L>(of.w_dq)};
+    of = {row_sum<L>(of.kk, turn),       row_sum<L>(of.ww, turn + 1),   row_sum<L>(of.kw, turn + 2),
+          row_sum<L>(of.k_dq, turn + 3), row_sum<L>(of.k_dk, turn + 4), row_sum<L>(of.k_dp, turn + 5),
+          row_sum<L>(of.w_dq, turn + 6)};
+    turn += 7;
     const comba_loop_backward by = comba_loop_return(&loop, &of);
     db += by.db;
     dm += by.dm;
@@ -160,7 +163,7 @@ template <class T> static void backward(const comba_call *call) {
       {(T *)call->input_gradient[K].data, call->accumulate[K]}};
   float *part = (float *)call->workspace, *ds = (float *)call->input_gradient[S].data;
   float *dd = (float *)call->input_gradient[D].data;
-  const int64_t parts = row_parts(p.rows, p.heads);
+  const int64_t parts = row_parts(p.rows, p.heads, p.n);
   const bool packs = cuda_rows_pack(p.n, rows.from[0], rows.from[1], rows.from[2], rows.from[3], rows.from[4],
                                     rows.dq.data, rows.dk.data);
   with_row_layout(p.n, packs, [&](auto layout) {

@@ -15,7 +15,7 @@ static __global__ void divide_rows(const T *x, float epsilon, int64_t rows, int6
 #pragma unroll
     for (int i = 0; i < L::N * L::PACKETS; i++) squares += a[i] * a[i];
   }
-  const float r = rsqrtf(row_sum<L>(squares) + epsilon);
+  const float r = rsqrtf(row_sum<L>(squares, 0) + epsilon);
   for (int64_t first = 0; first < d; first += L::SPAN) {
     if (d > L::SPAN) a.load(x + row * d, first, d);
     put_span<L>(y + row * d, first, d, false, [&](int i) { return a[i] * r; });
@@ -37,7 +37,7 @@ static __global__ void divide_rows_gradient(const T *y, const float *rstd, const
 #pragma unroll
     for (int i = 0; i < L::N * L::PACKETS; i++) projection += a[i] * gradient[i];
   }
-  projection = row_sum<L>(projection);
+  projection = row_sum<L>(projection, 0);
   for (int64_t first = 0; first < d; first += L::SPAN) {
     if (d > L::SPAN) {
       a.load(y + row * d, first, d);

@@ -48,10 +48,18 @@ template <class L> static dim3 row_threads() {
 template <class L> __device__ inline int64_t own_row() {
   return (int64_t)blockIdx.x * L::GROUPS + threadIdx.y;
 }
-/* The sum over the threads of a row, in each of them. Rows of a warp need not be summed at the same time. */
-template <class L> __device__ inline float row_sum(float value) {
+/* The sum over the threads of a row, in each of them. Rows of a warp need not be summed at the same time. `turn` counts the calls of a
+ * kernel: what two that follow one another meet in lies apart, so that a call needs one barrier. */
+template <class L> __device__ inline float row_sum(float value, int turn) {
   if constexpr (L::LANES > 32) {
-    return block_sum(value);
+    __shared__ float part[2][L::LANES / 32];
+    value = warp_sum(value);
+    if (threadIdx.x % 32 == 0) part[turn % 2][threadIdx.x / 32] = value;
+    __syncthreads();
+    value = 0;
+#pragma unroll
+    for (int warp = 0; warp < L::LANES / 32; warp++) value += part[turn % 2][warp];
+    return value;
   } else {
     constexpr unsigned lanes = ~0u >> (32 - L::LANES);
     const unsigned mask = lanes << (threadIdx.y * L::LANES % 32);
@@ -96,14 +104,18 @@ __device__ inline void put_span(T *row, int64_t first, int64_t d, bool accumulat
 /* ---- Sums over rows, for the gradients of weights ------------------------------------------------------------------- */
 
 /* Blocks of a backward pass that leave a part of the sum each: a multiple of the `turns` weights which rows take in turn, so that all
- * rows of a block share one. Five blocks a multiprocessor of an H100: all are under way at once, each reads a row ahead. */
-enum { COMBA_ROW_PARTS = 660 };
-/* For the launch bounds of such a pass, where its spans leave registers for so many */
-template <class L, class T> constexpr int row_blocks_at_once() {
-  return L::PACKETS == 1 && L::LANES <= 128 && sizeof(T) == 2 ? 5 : 1;
+ * rows of a block share one. As many as a multiprocessor has registers for, five with a row a warp and six with a row a block, on the
+ * 132 of an H100: all are under way at once, each reads a row ahead. */
+static inline constexpr int row_blocks_at_once(bool whole_block) {
+  return whole_block ? 6 : 5;
 }
-static inline int64_t row_parts(int64_t rows, int64_t turns) {
-  const int64_t rounds = COMBA_ROW_PARTS / turns > 0 ? COMBA_ROW_PARTS / turns : 1, most = (rows + turns - 1) / turns;
+/* For the launch bounds of such a pass, where its spans leave so many registers */
+template <class L, class T> constexpr int row_blocks_at_once() {
+  return L::PACKETS == 1 && L::LANES <= 128 && sizeof(T) == 2 ? row_blocks_at_once(L::LANES == 128) : 1;
+}
+static inline int64_t row_parts(int64_t rows, int64_t turns, int64_t d) {
+  const int64_t blocks = 132 * row_blocks_at_once(d > 256), most = (rows + turns - 1) / turns;
+  const int64_t rounds = blocks / turns > 0 ? blocks / turns : 1;
   return turns * (rounds < most ? rounds : most);
 }
 /* Rows of a thread's group: from part_row on, part_step apart. */
@@ -178,7 +190,7 @@ __global__ void scale_gradient_kernel(const T *x, const T *dy, int64_t rows, int
     }
   if (!part) return;
   __shared__ float meet[L::GROUPS];
-  sum = row_sum<L>(sum);
+  sum = row_sum<L>(sum, 0);
   if (!threadIdx.x) meet[threadIdx.y] = sum;
   __syncthreads();
   if (threadIdx.x || threadIdx.y) return;
@@ -186,11 +198,11 @@ __global__ void scale_gradient_kernel(const T *x, const T *dy, int64_t rows, int
   for (int group = 0; group < L::GROUPS; group++) sum += meet[group];
   part[blockIdx.x] = sum;
 }
-/* and sum (heads) = or += outer(h) times the sums of <x, dy>, if it is wanted; `part`: row_parts(tokens heads, heads) floats */
+/* and sum (heads) = or += outer(h) times the sums of <x, dy>, if it is wanted; `part`: row_parts(tokens heads, heads, d) floats */
 template <class T, class F, class G>
 void comba_scale_gradient(const T *x, const T *dy, int64_t tokens, int64_t heads, int64_t d, F factor, map_target<T> a,
                           map_target<T> b, float *part, G outer, bool accumulate, float *sum) {
-  const int64_t rows = tokens * heads, parts = row_parts(rows, heads);
+  const int64_t rows = tokens * heads, parts = row_parts(rows, heads, d);
   with_row_layout(d, cuda_rows_pack(d, x, dy, a.data, b.data), [&](auto layout) {
     typedef decltype(layout) L;
     scale_gradient_kernel<L><<<(unsigned)parts, row_threads<L>(), 0, comba_cuda_stream()>>>(

@@ -48,40 +48,94 @@ template <class T> static void forward(const comba_call *call) {
   comba_cuda_note(cudaGetLastError(), "embedding");
 }
 
-/* start (ids + 1): for each id the sum of the counts before it. One block; a thread has a piece of the ids. */
-enum { STARTING = 1024 };
-static __global__ void find_starts(const int32_t *count, int64_t ids, int32_t *start) {
-  __shared__ int32_t upto[STARTING];
-  const int64_t piece = (ids + STARTING - 1) / STARTING, first = min(threadIdx.x * piece, ids);
-  const int64_t end = min(first + piece, ids);
-  int32_t sum = 0;
-  for (int64_t id = first; id < end; id++) sum += count[id];
-  upto[threadIdx.x] = sum;
-  __syncthreads();
-  for (int reach = 1; reach < STARTING; reach *= 2) {
-    const int32_t before = threadIdx.x >= reach ? upto[threadIdx.x - reach] : 0;
-    __syncthreads();
-    upto[threadIdx.x] += before;
-    __syncthreads();
+/* The sum of `value` over the lanes up to the own one */
+static __device__ int32_t sum_upto(int32_t value) {
+  const int lane = threadIdx.x % 32;
+  for (int reach = 1; reach < 32; reach *= 2) {
+    const int32_t before = __shfl_sync(~0u, value, lane - reach);
+    if (lane >= reach) value += before;
   }
-  int32_t at = upto[threadIdx.x] - sum;
-  for (int64_t id = first; id < end; id++) {
-    start[id] = at;
-    at += count[id];
-  }
-  if (threadIdx.x == STARTING - 1) start[ids] = at;
+  return value;
 }
 
-/* The block of an id's first slot adds up the rows of its tokens, `sorted` from start[id] to start[id + 1], in their order. */
+/* start (ids + 1): for each id the sum of the counts before it; ids: a multiple of FOUR. One block, a warp a stretch of ids of which its
+ * lanes read neighbours. */
+enum { STARTING = 1024, WARPS = STARTING / 32, FOUR = 4, ROUNDS = 8, STRETCH = 32 * FOUR * ROUNDS };
+static __global__ void __launch_bounds__(STARTING) find_starts(const int32_t *count, int64_t ids, int32_t *start) {
+  __shared__ int32_t stretch_sum[WARPS];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int32_t before = 0; /* of the stretches of all warps */
+  for (int64_t round = 0; round < ids; round += WARPS * STRETCH) {
+    const int64_t first = round + warp * STRETCH + lane * FOUR;
+    unread<int32_t, FOUR> counts[ROUNDS];
+    int32_t at[ROUNDS], sum = 0;
+#pragma unroll
+    for (int k = 0; k < ROUNDS; k++) counts[k].load(first + k * 32 * FOUR < ids, count + first + k * 32 * FOUR);
+#pragma unroll
+    for (int k = 0; k < ROUNDS; k++) {
+      const packet<int32_t, FOUR> four = counts[k].read();
+      const int32_t own = four.at[0] + four.at[1] + four.at[2] + four.at[3], upto = sum_upto(own);
+      at[k] = sum + upto - own;
+      sum += __shfl_sync(~0u, upto, 31);
+    }
+    __syncthreads(); /* the sums of the round before have been read */
+    if (!lane) stretch_sum[warp] = sum;
+    __syncthreads();
+    const int32_t stretches = sum_upto(stretch_sum[lane]);
+    const int32_t here = before + __shfl_sync(~0u, stretches, warp) - sum;
+    before += __shfl_sync(~0u, stretches, 31);
+#pragma unroll
+    for (int k = 0; k < ROUNDS; k++) {
+      packet<int32_t, FOUR> four = counts[k].read();
+      int32_t next = here + at[k];
+      for (int i = 0; i < FOUR; i++) {
+        const int32_t own = four.at[i];
+        four.at[i] = next;
+        next += own;
+      }
+      if (first + k * 32 * FOUR < ids) store_packet(start + first + k * 32 * FOUR, four);
+    }
+  }
+  if (!threadIdx.x) start[ids] = before;
+}
+
+/* Rows of an id that a block adds up; of more than that each block leaves a part, and the last one adds up the parts in their order. */
+enum { MOST_ROWS = 64 };
+static __host__ __device__ int64_t parts_of(int64_t tokens) {
+  return 2 * (tokens / MOST_ROWS + 1);
+}
+/* That of slots [slot, slot + MOST_ROWS): of those that begin in one stretch of MOST_ROWS, one at most is the first of its id, and one
+ * at most is not. */
+static __device__ int64_t part_of(int32_t slot, bool is_first) {
+  return slot / MOST_ROWS * 2 + is_first;
+}
+
+/* Whether the block is the last of `blocks` that come here with this counter, which is 0 at first; it sees what the others wrote. */
+static __device__ bool is_last(int32_t *counter, int32_t blocks) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (!threadIdx.x) last = atomicAdd(counter, 1) == blocks - 1;
+  __syncthreads();
+  __threadfence();
+  return last;
+}
+
+/* `sorted` has the tokens of an id in their order, from start[id] to start[id + 1]. A block adds up dy of those from its slot on, if this is
+ * the first of the id or MOST_ROWS further. part (parts, d); arrived (ids): zero */
 template <int N, class T>
-static __global__ void add_rows(const int32_t *ids, const T *dy, const int32_t *sorted, const int32_t *start,
-                                int64_t vocabulary, int64_t d, float *dweight) {
-  enum { AHEAD = 8 };
+static __global__ void __launch_bounds__(128, 16)
+    add_rows(const int32_t *ids, const T *dy, const int32_t *sorted, const int32_t *start, int64_t vocabulary,
+             int64_t d, float *part, int32_t *arrived, float *dweight) {
+  enum { AHEAD = 16 / sizeof(T), M = N < 4 ? N : 4, PARTS_AHEAD = 4 };
   const int32_t slot = (int32_t)blockIdx.x;
   if (slot >= start[vocabulary]) return;
   const int64_t id = ids[sorted[slot]];
-  if (slot != start[id]) return;
-  const int32_t end = start[id + 1];
+  const int32_t first = start[id], all = start[id + 1] - first;
+  if ((slot - first) % MOST_ROWS) return;
+  const int32_t end = min(first + all, slot + MOST_ROWS);
+  const bool whole = all <= MOST_ROWS;
+  float *to = whole ? dweight + id * d : part + part_of(slot, slot == first) * d;
   for (int64_t j = threadIdx.x * N; j < d; j += blockDim.x * N) {
     float sum[N] = {};
     for (int32_t now = slot; now < end; now += AHEAD) {
@@ -93,12 +147,44 @@ static __global__ void add_rows(const int32_t *ids, const T *dy, const int32_t *
 #pragma unroll
         for (int i = 0; i < N; i++) sum[i] += row[k].read()[i];
     }
-    put_packet<N>(dweight + id * d + j, sum, true);
+    put_packet<N>(to + j, sum, whole);
+  }
+  if (whole || !is_last(arrived + id, (all + MOST_ROWS - 1) / MOST_ROWS)) return;
+  for (int64_t j = threadIdx.x * M; j < d; j += blockDim.x * M) {
+    float sum[M] = {};
+    for (int32_t now = first; now < first + all; now += PARTS_AHEAD * MOST_ROWS) {
+      unread<float, M> row[PARTS_AHEAD];
+#pragma unroll
+      for (int k = 0; k < PARTS_AHEAD; k++) {
+        const int32_t own = now + k * MOST_ROWS;
+        row[k].load(own < first + all, part + part_of(own, own == first) * d + j);
+      }
+#pragma unroll
+      for (int k = 0; k < PARTS_AHEAD; k++)
+#pragma unroll
+        for (int i = 0; i < M; i++) sum[i] += row[k].read()[i];
+    }
+    put_packet<M>(dweight + id * d + j, sum, true);
   }
 }
 
+/* Where things lie in the workspace, in numbers of four bytes; all begin at multiples of 16 bytes. */
+struct places {
+  int64_t ids, start, part, list, sorted, end;
+
+  places(int64_t tokens, int64_t vocabulary, int64_t d) {
+    ids = (vocabulary + FOUR - 1) / FOUR * FOUR; /* counts lie first */
+    start = ids;
+    part = start + ids + FOUR;
+    list = part + (parts_of(tokens) * d + FOUR - 1) / FOUR * FOUR;
+    sorted = list + tokens;
+    end = sorted + tokens;
+  }
+};
+
 static comba_status infer(comba_signature *s) {
-  s->backward_workspace = 2 * s->input[WEIGHT].size[0] + 1 + 2 * comba_shape_elements(&s->input[IDS]);
+  const int64_t *weight = s->input[WEIGHT].size;
+  s->backward_workspace = places(comba_shape_elements(&s->input[IDS]), weight[0], weight[1]).end;
   return COMBA_OK;
 }
 
@@ -111,16 +197,18 @@ template <class T> static void backward(const comba_call *call) {
   const int32_t *ids = (const int32_t *)call->input[IDS].data;
   const T *dy = (const T *)call->output_gradient[Y].data;
   float *dweight = (float *)call->input_gradient[WEIGHT].data;
-  int32_t *count = (int32_t *)call->workspace, *start = count + vocabulary;
-  int32_t *list = start + vocabulary + 1, *sorted = list + tokens; /* (tokens) each */
+  const places at(tokens, vocabulary, d);
+  int32_t *count = (int32_t *)call->workspace, *start = count + at.start; /* (ids), (ids + 1) */
+  int32_t *list = count + at.list, *sorted = count + at.sorted;           /* (tokens) */
+  float *part = (float *)call->workspace + at.part;
   if (comba_cuda_gradient_absent<T>(call, 2, 1u << WEIGHT) || !dweight) return;
   if (!call->accumulate[WEIGHT])
     comba_cuda_zero(dweight, (size_t)comba_shape_elements(&call->input[WEIGHT].shape) * sizeof(float));
-  comba_cuda_zero(count, (size_t)vocabulary * sizeof *count);
+  comba_cuda_zero(count, (size_t)at.ids * sizeof *count);
   comba_each(tokens, [=] __device__(int64_t t) {
     if (ids[t] != padding) atomicAdd(count + ids[t], 1);
   });
-  find_starts<<<1, STARTING, 0, comba_cuda_stream()>>>(count, vocabulary, start);
+  find_starts<<<1, STARTING, 0, comba_cuda_stream()>>>(count, at.ids, start);
   comba_each(tokens, [=] __device__(int64_t t) {
     if (ids[t] != padding) list[start[ids[t]] + atomicAdd(count + ids[t], -1) - 1] = (int32_t)t;
   });
@@ -133,7 +221,8 @@ template <class T> static void backward(const comba_call *call) {
   });
   const bool packs = d % 8 == 0 && comba_cuda_aligned(dy, 16) && comba_cuda_aligned(dweight, 16);
   const auto kernel = packs ? add_rows<8, T> : add_rows<1, T>;
-  kernel<<<(unsigned)tokens, 128, 0, comba_cuda_stream()>>>(ids, dy, sorted, start, vocabulary, d, dweight);
+  kernel<<<(unsigned)tokens, 128, 0, comba_cuda_stream()>>>(ids, dy, sorted, start, vocabulary, d, part, count,
+                                                            dweight);
   comba_cuda_note(cudaGetLastError(), "embedding, backward");
 }
 

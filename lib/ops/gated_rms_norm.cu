@@ -13,7 +13,7 @@ static int64_t turns_of(const comba_shape *x, const comba_shape *weight) {
 static comba_status infer(comba_signature *s) {
   const comba_shape *x = &s->input[X];
   const int64_t d = x->size[x->rank - 1], rows = comba_shape_elements(x) / d;
-  s->backward_workspace = row_parts(rows, turns_of(x, &s->input[WEIGHT])) * d;
+  s->backward_workspace = row_parts(rows, turns_of(x, &s->input[WEIGHT]), d) * d;
   return COMBA_OK;
 }
 
@@ -43,7 +43,7 @@ static __global__ void norm(const T *x, const T *gate, const float *weight, int6
 #pragma unroll
     for (int i = 0; i < L::N * L::PACKETS; i++) squares += a[i] * a[i];
   }
-  const float r = rsqrtf(row_sum<L>(squares) / (float)d + epsilon);
+  const float r = rsqrtf(row_sum<L>(squares, 0) / (float)d + epsilon);
   for (int64_t first = 0; first < d; first += L::SPAN) {
     if (first) w.load(weight, first, d);
     if (d > L::SPAN) {
@@ -80,6 +80,7 @@ template <class L, class T>
 static __global__ void __launch_bounds__(L::LANES *L::GROUPS, row_blocks_at_once<L, T>())
     norm_gradient(const T *x, const T *gate, const float *weight, int64_t turns, bool silu, const float *rstd,
                   const T *dy, int64_t rows, int64_t d, T *dx, bool add_x, T *dgate, bool add_gate, float *partial) {
+  int turn = 0;
   weight += blockIdx.x % turns * d;
   for (int64_t first = 0; first < d; first += L::SPAN) {
     float sum[L::N * L::PACKETS] = {};
@@ -101,7 +102,7 @@ static __global__ void __launch_bounds__(L::LANES *L::GROUPS, row_blocks_at_once
         weights.load(weight, other, d);
         projection += b.products(weights, silu);
       }
-      projection = row_sum<L>(projection) * a.r * a.r / (float)d;
+      projection = row_sum<L>(projection, turn++) * a.r * a.r / (float)d;
 #pragma unroll
       for (int k = 0; k < L::PACKETS; k++) {
         const int64_t j = row_span<L, T>::column(first, k);
@@ -143,7 +144,7 @@ template <class T> static void backward(const comba_call *call) {
   const comba_gated_rms_norm_attributes *attributes = (const comba_gated_rms_norm_attributes *)call->attributes;
   const comba_shape *shape = &call->input[X].shape;
   const int64_t d = shape->size[shape->rank - 1], rows = comba_shape_elements(shape) / d;
-  const int64_t turns = turns_of(shape, &call->input[WEIGHT].shape), parts = row_parts(rows, turns);
+  const int64_t turns = turns_of(shape, &call->input[WEIGHT].shape), parts = row_parts(rows, turns, d);
   const T *x = (const T *)call->input[X].data, *gate = (const T *)call->input[GATE].data;
   const T *dy = (const T *)call->output_gradient[0].data;
   const float *weight = (const float *)call->input[WEIGHT].data, *rstd = (const float *)call->saved[0].data;

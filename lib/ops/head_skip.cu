@@ -5,7 +5,7 @@ enum { Y, X, D };
 
 static comba_status infer(comba_signature *s) {
   const int64_t *size = s->input[Y].size;
-  s->backward_workspace = row_parts(size[0] * size[1] * size[2], size[2]);
+  s->backward_workspace = row_parts(size[0] * size[1] * size[2], size[2], size[3]);
   return COMBA_OK;
 }
 

@@ -16,7 +16,7 @@ static int64_t turns_of(const comba_shape *weight, const comba_shape *bias) {
 static comba_status infer(comba_signature *s) {
   const comba_shape *x = &s->input[X];
   const int64_t d = x->size[x->rank - 1], rows = comba_shape_elements(x) / d;
-  s->backward_workspace = 2 * row_parts(rows, turns_of(&s->input[WEIGHT], &s->input[BIAS])) * d;
+  s->backward_workspace = 2 * row_parts(rows, turns_of(&s->input[WEIGHT], &s->input[BIAS]), d) * d;
   return COMBA_OK;
 }
 
@@ -44,12 +44,12 @@ static __global__ void norm(const T *x, const float *weight, const float *bias, 
     z.load(x, first, d);
     sum += span_sum<L>(first, d, [&](int i) { return z[i]; });
   }
-  const float mean = row_sum<L>(sum) / (float)d;
+  const float mean = row_sum<L>(sum, 0) / (float)d;
   for (int64_t first = 0; first < d; first += L::SPAN) {
     if (d > L::SPAN) z.load(x, first, d);
     squares += span_sum<L>(first, d, [&](int i) { return (z[i] - mean) * (z[i] - mean); });
   }
-  const float r = rsqrtf(row_sum<L>(squares) / (float)d + epsilon);
+  const float r = rsqrtf(row_sum<L>(squares, 1) / (float)d + epsilon);
   for (int64_t first = 0; first < d; first += L::SPAN) {
     if (weight && first) w.load(weight + turn, first, d);
     if (bias && first) b.load(bias + turn, first, d);
@@ -113,8 +113,8 @@ static __global__ void __launch_bounds__(L::LANES *L::GROUPS, row_blocks_at_once
         weights.load(weight, other, weight ? d : 0);
         b.add(weights, no_weight, &level, &projection);
       }
-      level = row_sum<L>(level) / (float)d;
-      projection = row_sum<L>(projection) / (float)d;
+      level = row_sum<L>(level, 0) / (float)d;
+      projection = row_sum<L>(projection, 1) / (float)d;
 #pragma unroll
       for (int i = 0; i < L::N * L::PACKETS; i++) {
         weight_sum[i] += a.dy[i] * (a.x[i] - a.mean) * a.r;
@@ -149,7 +149,8 @@ template <class T> static void forward(const comba_call *call) {
 template <class T> static void backward(const comba_call *call) {
   const comba_shape *shape = &call->input[X].shape;
   const int64_t d = shape->size[shape->rank - 1], rows = comba_shape_elements(shape) / d;
-  const int64_t turns = turns_of(&call->input[WEIGHT].shape, &call->input[BIAS].shape), parts = row_parts(rows, turns);
+  const int64_t turns = turns_of(&call->input[WEIGHT].shape, &call->input[BIAS].shape),
+                parts = row_parts(rows, turns, d);
   const T *x = (const T *)call->input[X].data, *dy = (const T *)call->output_gradient[0].data;
   const float *weight = (const float *)call->input[WEIGHT].data;
   const float *means = (const float *)call->saved[MEAN].data, *rstd = (const float *)call->saved[RSTD].data;

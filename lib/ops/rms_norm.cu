@@ -15,7 +15,7 @@ static int64_t turns_of(const comba_shape *x, const comba_shape *weight) {
 static comba_status infer(comba_signature *s) {
   const comba_shape *x = &s->input[X];
   const int64_t d = x->size[x->rank - 1], rows = comba_shape_elements(x) / d;
-  s->backward_workspace = row_parts(rows, turns_of(x, &s->input[WEIGHT])) * d;
+  s->backward_workspace = row_parts(rows, turns_of(x, &s->input[WEIGHT]), d) * d;
   return COMBA_OK;
 }
 
@@ -50,7 +50,7 @@ static __global__ void norm(const T *x, const T *residual, const float *weight, 
 #pragma unroll
     for (int i = 0; i < L::N * L::PACKETS; i++) squares += z[i] * z[i];
   }
-  const float r = rsqrtf(row_sum<L>(squares) / (float)d + epsilon);
+  const float r = rsqrtf(row_sum<L>(squares, 0) / (float)d + epsilon);
   for (int64_t first = 0; first < d; first += L::SPAN) {
     if (weight && first) w.load(weight, first, d);
     if (d > L::SPAN) z.load(x + at, residual ? residual + at : NULL, first, d);
@@ -95,6 +95,7 @@ template <class L, class T>
 static __global__ void __launch_bounds__(L::LANES *L::GROUPS, row_blocks_at_once<L, T>())
     norm_gradient(const T *z, const float *weight, int64_t turns, const float *rstd, const T *dy, const T *dsum,
                   int64_t rows, int64_t d, T *dx, bool add_x, T *dresidual, bool add_residual, float *partial) {
+  int turn = 0;
   if (weight) weight += blockIdx.x % turns * d;
   for (int64_t first = 0; first < d; first += L::SPAN) {
     float sum[L::N * L::PACKETS] = {};
@@ -116,7 +117,7 @@ static __global__ void __launch_bounds__(L::LANES *L::GROUPS, row_blocks_at_once
         sum[i] += a.dy[i] * a.z[i] * a.r;
       }
       if (d > L::SPAN && dy) projection += products_elsewhere<L>(z + at, weight, dy + at, first, d);
-      projection = row_sum<L>(projection) * a.r * a.r / (float)d;
+      projection = row_sum<L>(projection, turn++) * a.r * a.r / (float)d;
 #pragma unroll
       for (int k = 0; k < L::PACKETS; k++) {
         const int64_t j = row_span<L, T>::column(first, k);
@@ -155,7 +156,7 @@ template <class T> static void forward(const comba_call *call) {
 template <class T> static void backward(const comba_call *call) {
   const comba_shape *shape = &call->input[X].shape;
   const int64_t d = shape->size[shape->rank - 1], rows = comba_shape_elements(shape) / d;
-  const int64_t turns = turns_of(shape, &call->input[WEIGHT].shape), parts = row_parts(rows, turns);
+  const int64_t turns = turns_of(shape, &call->input[WEIGHT].shape), parts = row_parts(rows, turns, d);
   const T *z = (const T *)call->output[SUM].data, *dy = (const T *)call->output_gradient[Y].data;
   const T *dsum = (const T *)call->output_gradient[SUM].data;
   const float *weight = (const float *)call->input[WEIGHT].data, *rstd = (const float *)call->saved[0].data;

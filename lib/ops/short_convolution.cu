@@ -25,7 +25,7 @@ enum {
 
 /* Rows of a thread: so many that all blocks are under way at once, `blocks` on each of the 132 processors of an H100, but not fewer than
  * 64, for W-1 rows around them are read as well. */
-enum { FORWARD_BLOCKS = 8, WIDE_BLOCKS = 4, BACKWARD_BLOCKS = 5, PROCESSORS = 132, LEAST_RUN = 64 };
+enum { FORWARD_BLOCKS = 7, WIDE_BLOCKS = 4, BACKWARD_BLOCKS = 5, PROCESSORS = 132, LEAST_RUN = 64 };
 static int64_t run_of(int64_t rows, int64_t channels, int blocks) {
   const int64_t across = (channels + ACROSS - 1) / ACROSS, down = blocks * PROCESSORS / across;
   const int64_t parts = RUNS * (down > 0 ? down : 1), run = ((rows + parts - 1) / parts + GROUP - 1) / GROUP * GROUP;
@@ -195,6 +195,14 @@ template <class T, int W, int N> struct channels_of {
       for (int i = 0; i < N; i++)
         if (first + j < start) past[j][i] = p.of_state(n, first + j - start, c + i);
   }
+  /* What sequence n leaves for the next call */
+  __device__ void keep(const problem<T> &p, int n, int start, int stop, int c, float *new_state) const {
+    float *to = new_state + (int64_t)n * (W - 1) * p.channels + c;
+#pragma unroll
+    for (int j = 0; j < W - 1; j++)
+#pragma unroll
+      for (int i = 0; i < N; i++) to[j * p.channels + i] = p.source(n, start, stop - (W - 1) + j, c + i);
+  }
   /* u (N) of the row with the inputs x */
   __device__ void take(const unread<T, N> &x, float (&u)[N]) {
 #pragma unroll
@@ -219,7 +227,7 @@ template <class T, int N> static constexpr int forward_blocks = N * sizeof(T) > 
 /* HEADS: the channels of a warp are a head, which is divided by its length while it is in float; r (rows, C / head) or NULL. */
 template <class T, int W, bool SILU, int N, bool HEADS>
 static __global__ void __launch_bounds__(THREADS, forward_blocks<T, N>)
-    walk(problem<T> p, int run, float epsilon, T *y, float *r) {
+    walk(problem<T> p, int run, float epsilon, T *y, float *r, float *new_state) {
   __shared__ packet<T, N> places[AHEAD][THREADS];
   place<N> at((int)p.rows, (int)p.channels, run);
   if (at.row >= at.end) return;
@@ -263,6 +271,7 @@ static __global__ void __launch_bounds__(THREADS, forward_blocks<T, N>)
     }
     fetch_wait<0>(); /* zeros behind the run's end, whose places the next sequence takes */
     at.row += rows;
+    if (new_state && at.row == stop) a.keep(p, n, start, stop, at.c, new_state);
   }
 }
 
@@ -440,38 +449,41 @@ template <class T, class F> static void with_walk(const problem<T> &p, const voi
 }
 
 template <class T, int W, bool SILU, int N, bool HEADS>
-static void launch_walk(const problem<T> &p, int64_t run, float epsilon, T *y, float *r) {
+static void launch_walk(const problem<T> &p, int64_t run, float epsilon, T *y, float *r, float *new_state) {
   const unsigned blocks = place<N>::blocks(p.rows, p.channels, run);
-  walk<T, W, SILU, N, HEADS><<<blocks, dim3(LANES, RUNS), 0, comba_cuda_stream()>>>(p, (int)run, epsilon, y, r);
+  walk<T, W, SILU, N, HEADS>
+      <<<blocks, dim3(LANES, RUNS), 0, comba_cuda_stream()>>>(p, (int)run, epsilon, y, r, new_state);
   comba_cuda_note(cudaGetLastError(), "short_convolution");
 }
 
-template <class T> static void walk_forward(const problem<T> &p, T *y) {
+template <class T> static void walk_forward(const problem<T> &p, T *y, float *new_state) {
   const int64_t run = run_of(p.rows, p.channels, FORWARD_BLOCKS);
   with_walk(p, y, [&](auto k) {
     typedef decltype(k) K;
-    launch_walk<T, K::W, K::SILU, K::N, false>(p, run, 0, y, NULL);
+    launch_walk<T, K::W, K::SILU, K::N, false>(p, run, 0, y, NULL, new_state);
   });
 }
 
 /* N: a warp's channels are a head */
-template <class T, int N> static bool launch_heads(const problem<T> &p, float epsilon, T *y, float *r) {
+template <class T, int N>
+static bool launch_heads(const problem<T> &p, float epsilon, T *y, float *r, float *new_state) {
   const int64_t run = run_of(p.rows, p.channels * ACROSS / (LANES * N), forward_blocks<T, N>);
-  launch_walk<T, MOST_TAPS, true, N, true>(p, run, epsilon, y, r);
+  launch_walk<T, MOST_TAPS, true, N, true>(p, run, epsilon, y, r, new_state);
   return true;
 }
 /* Whether heads were divided on the way: four taps, silu, heads that fit a warp. Then the quotient alone is rounded to bfloat16. */
-template <class T> static bool walk_heads(const problem<T> &p, int64_t head, float epsilon, T *y, float *r) {
+template <class T>
+static bool walk_heads(const problem<T> &p, int64_t head, float epsilon, T *y, float *r, float *new_state) {
   if constexpr (sizeof(T) < sizeof(float)) {
     const size_t bytes = head / LANES * sizeof(T);
     if (!p.silu || p.width != MOST_TAPS || !head || head % LANES || !comba_cuda_aligned(p.x, bytes) ||
         !comba_cuda_aligned(y, bytes) || !comba_cuda_aligned(p.weight, 16))
       return false;
     switch (head / LANES) {
-    case 1: return launch_heads<T, 1>(p, epsilon, y, r);
-    case 2: return launch_heads<T, 2>(p, epsilon, y, r);
-    case 4: return launch_heads<T, 4>(p, epsilon, y, r);
-    case 8: return launch_heads<T, 8>(p, epsilon, y, r);
+    case 1: return launch_heads<T, 1>(p, epsilon, y, r, new_state);
+    case 2: return launch_heads<T, 2>(p, epsilon, y, r, new_state);
+    case 4: return launch_heads<T, 4>(p, epsilon, y, r, new_state);
+    case 8: return launch_heads<T, 8>(p, epsilon, y, r, new_state);
     }
   }
   return false;
@@ -547,15 +559,18 @@ template <class T> static void forward(const comba_call *call) {
   T *y = (T *)call->output[Y].data;
   float *new_state = (float *)call->output[NEW_STATE].data, *r = (float *)call->saved[0].data;
   const bool token = is_token(p), walks = !token && can_walk(p);
-  const bool divided = walks && walk_heads(p, head, (float)attributes->epsilon, y, r);
+  /* A walk leaves the new state as well where no other walk can still read the old one, and no sequence is empty. */
+  const bool keeps = walks && !p.state && !p.sequences.cu_seqlens;
+  float *kept = keeps ? new_state : NULL;
+  const bool divided = walks && walk_heads(p, head, (float)attributes->epsilon, y, r, kept);
   if (token)
     token_forward(p, y, new_state);
   else if (walks && !divided)
-    walk_forward(p, y);
+    walk_forward(p, y, kept);
   else if (!divided)
     any_forward(p, y);
   if (head && !divided) cuda_divide_rows((const T *)y, attributes->epsilon, p.rows * p.channels / head, head, y, r);
-  if (token) return;
+  if (token || keeps) return;
   /* After all reads of the state, whose memory the new one may share: entries move towards the front, so ascending order reads each
    * before it is overwritten. */
   const int64_t carried = p.width - 1;
