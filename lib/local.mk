@@ -191,6 +191,7 @@ kernel_sources = \
 	lib/ops/scan_merge.c \
 	lib/ops/scan_order.c \
 	lib/ops/sequence_pool.c \
+	lib/ops/sigmoid_gate.c \
 	lib/ops/sequences.h \
 	lib/ops/short_convolution.c \
 	lib/ops/split.c \
@@ -317,6 +318,7 @@ cuda_sources = \
 	lib/ops/scan_merge.cu \
 	lib/ops/scan_order.cu \
 	lib/ops/sequence_pool.cu \
+	lib/ops/sigmoid_gate.cu \
 	lib/ops/short_convolution.cu \
 	lib/ops/split.cu \
 	lib/ops/sum_norm.cu \

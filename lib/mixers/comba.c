@@ -37,7 +37,7 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   comba_build_projections(build, &c->heads, x, false, &q, &k, &v);
   comba_tensor *a = comba_build_linear(build, "a_proj", x, HV, false);
   comba_tensor *b = comba_build_linear(build, "b_proj", x, HV, false);
-  comba_tensor *beta = comba_activation(graph, b, COMBA_SIGMOID, c->beta_scale);
+  comba_tensor *beta = comba_sigmoid_gate(graph, b, c->beta_scale);
   comba_tensor *g = comba_build_decay_gate(build, a, (comba_decay_kind)c->decay_gate);
   comba_tensor *decay = inner_decay ? comba_build_head_scalar(build, "decay", H, COMBA_DRAW_CONSTANT, 1) : NULL;
   comba_tensor *D = correct ? comba_build_head_scalar(build, "D", H, COMBA_DRAW_CONSTANT, initial_d) : NULL;

@@ -51,9 +51,9 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   comba_tensor *k = features(build, c, x, "k", channels(d, c->expand_k) / H);
   comba_tensor *v = comba_build_projection(build, "v", x, H, channels(d, c->expand_v) / H,
                                            c->use_short_conv ? c->conv_size : 0, true);
-  comba_tensor *beta =
-      c->use_beta ? comba_activation(graph, comba_build_linear(build, "b_proj", x, H, false), COMBA_SIGMOID, largest)
-                  : comba_constant(graph, gate, largest);
+  comba_tensor *beta = c->use_beta
+                           ? comba_sigmoid_gate(graph, comba_build_linear(build, "b_proj", x, H, false), largest)
+                           : comba_constant(graph, gate, largest);
   comba_tensor *o = comba_build_delta_rule(build, q, k, NULL, v, beta, comba_constant(graph, gate, 0), false);
   comba_tensor *z = c->use_gate ? comba_build_linear(build, "g_proj", x, channels(d, c->expand_v), false) : NULL;
   return comba_build_head_output(build, "o_norm.weight", o, z, COMBA_SILU, d);

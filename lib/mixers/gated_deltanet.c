@@ -25,7 +25,7 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   comba_build_projections(build, &c->heads, x, true, &q, &k, &v);
   comba_tensor *a = comba_build_linear(build, "a_proj", x, HV, false);
   comba_tensor *b = comba_build_linear(build, "b_proj", x, HV, false);
-  comba_tensor *beta = comba_activation(graph, b, COMBA_SIGMOID, c->allow_neg_eigval ? 2 : 1);
+  comba_tensor *beta = comba_sigmoid_gate(graph, b, c->allow_neg_eigval ? 2 : 1);
   comba_tensor *g = comba_build_decay_gate(build, a, COMBA_DECAY_MAMBA2);
   comba_tensor *o = comba_build_delta_rule(build, q, k, NULL, v, beta, g, true);
   comba_tensor *gate =

@@ -39,7 +39,7 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   comba_build_projections(build, &c->heads, x, true, &q, &k, &v);
   comba_tensor *beta = comba_build_linear(build, "b_proj", x, HV, false);
   comba_tensor *written =
-      comba_token_scale(graph, k, comba_activation(graph, beta, COMBA_SIGMOID, c->allow_neg_eigval ? 2 : 1), false);
+      comba_token_scale(graph, k, comba_sigmoid_gate(graph, beta, c->allow_neg_eigval ? 2 : 1), false);
   comba_tensor *o = comba_build_diagonal_decay(build, "recurrent", q, written, v, decay(build, c, x), k, NULL,
                                                (comba_diagonal_decay_attributes){.read_after_decay = true});
   comba_tensor *gate = comba_build_low_rank(build, "g_proj", x, V, HV * V, true);

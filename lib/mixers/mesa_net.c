@@ -45,7 +45,7 @@ static comba_tensor *build_mixer(comba_build *build, const void *opaque, comba_t
   comba_tensor *k = comba_build_unit_projection(build, "k", x, H, K, c->conv_size, true, COMBA_L2_EPSILON);
   comba_tensor *v = comba_build_projection(build, "v", x, H, K, 0, false);
   comba_tensor *g = build_log_decay(build, x, H);
-  comba_tensor *beta = comba_activation(graph, comba_build_linear(build, "b_proj", x, H, true), COMBA_SIGMOID, 1);
+  comba_tensor *beta = comba_sigmoid_gate(graph, comba_build_linear(build, "b_proj", x, H, true), 1);
 
   const comba_mesa_attributes solver = {.lower_bound = c->lambda_lower_bound,
                                         .steps = build->states ? c->max_cg_step_decoding : c->max_cg_step_training,

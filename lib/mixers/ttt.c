@@ -53,7 +53,7 @@ static comba_tensor *learned_rate(comba_build *build, const comba_ttt *c, comba_
                                              (comba_initial){COMBA_DRAW_CONSTANT, 0});
   x = comba_linear(graph, x, comba_reshape(graph, weight, COMBA_SHAPE(H, d)),
                    comba_reshape(graph, bias, COMBA_SHAPE(H)));
-  return comba_activation(graph, x, COMBA_SIGMOID, c->ttt_base_lr / (double)(d / H));
+  return comba_sigmoid_gate(graph, x, c->ttt_base_lr / (double)(d / H));
 }
 
 int64_t comba_ttt_front_taps(const void *opaque) {

@@ -122,6 +122,9 @@ template <class T> static __device__ void run_by_values(const token_step &s, con
     part.each(
         s, [&](int64_t i, int) { store(y + i, s.number * activation_value((comba_function)s.choice, load(x + i))); });
     break;
+  case COMBA_OP_sigmoid_gate:
+    part.each(s, [&](int64_t i, int) { ((float *)y)[i] = s.number * precise_sigmoid(load(x + i)); });
+    break;
   case COMBA_OP_widen: part.each(s, [&](int64_t i, int) { ((float *)y)[i] = load(x + i); }); break;
   case COMBA_OP_narrow: part.each(s, [&](int64_t i, int) { store(y + i, ((const float *)x)[i]); }); break;
   case COMBA_OP_head_skip:
@@ -202,6 +205,9 @@ static bool describe(const comba_forward *forward, int64_t tokens, token_step *s
     s->number = a->scale == 0 ? 1 : (float)a->scale;
     break;
   }
+  case COMBA_OP_sigmoid_gate:
+    s->number = (float)((const comba_sigmoid_gate_attributes *)call->attributes)->scale;
+    break;
   case COMBA_OP_l2_norm:
     s->by_rows = true;
     s->number = (float)((const comba_norm_attributes *)call->attributes)->epsilon;

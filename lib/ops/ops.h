@@ -217,6 +217,15 @@ static inline comba_tensor *comba_decay_gate(comba_graph *graph, comba_tensor *a
   return COMBA_APPEND(graph, decay_gate, &attributes, NULL, a, a_log, dt_bias);
 }
 
+/* y = scale / (1 + e^-x), a gate */
+typedef struct comba_sigmoid_gate_attributes {
+  double scale;
+} comba_sigmoid_gate_attributes;
+static inline comba_tensor *comba_sigmoid_gate(comba_graph *graph, comba_tensor *x, double scale) {
+  comba_sigmoid_gate_attributes attributes = {scale};
+  return COMBA_APPEND(graph, sigmoid_gate, &attributes, NULL, x);
+}
+
 /* Log decay g (B,T,H,K) <= 0 of each channel, at least `minimum` (the gradient is zero where clamped). With
  * r = exp(A_log_h), 1 without A_log, and u = x + dt_bias_hc:
  *   log sigmoid  g = scale ln sigmoid(r u)     GLA
