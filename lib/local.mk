@@ -331,7 +331,6 @@ cuda_sources = \
 	lib/scan/attention_cudnn.cu \
 	lib/scan/attention_decode.cu \
 	lib/scan/cuda_scalar.cu \
-	lib/scan/cuda_scalar_decode.cu \
 	lib/scan/cuda_scalar_gradient.cu \
 	lib/scan/cuda_scalar_key_gradient.cu \
 	lib/scan/cuda_scalar_scan.cu \
@@ -344,6 +343,7 @@ cuda_sources = \
 	lib/scan/scalar_decay.cu
 cuda_headers = \
 	lib/core/cuda.h \
+	lib/core/cuda_grid_wait.h \
 	lib/core/cuda_kernel.h \
 	lib/core/cuda_map.h \
 	lib/core/cuda_packet.h \
@@ -358,6 +358,7 @@ cuda_headers = \
 	lib/ops/cuda_sequences.h \
 	lib/ops/cuda_thin.h \
 	lib/ops/cuda_together.h \
+	lib/ops/cuda_token_step.h \
 	lib/ops/cuda_window.h \
 	lib/scan/cuda_attention.h \
 	lib/scan/cuda_block.h \

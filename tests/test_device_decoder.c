@@ -14,6 +14,10 @@ static const char *const configs[] = {
     "\"head_dim\": 8, \"expand_v\": 1, \"num_v_heads\": 4, \"transition\": \"iplr\", "
     "\"p_normalize\": false, \"conv_size\": 2, \"decay_gate\": \"sigmoid\"}",
     "{\"model_type\": \"gated_deltanet\", " OUTER "\"head_dim\": 16, \"expand_v\": 2}",
+    /* rows that no warp, and no piece of them, reads at once */
+    "{\"model_type\": \"comba\", \"vocab_size\": 40, \"hidden_size\": 64, \"num_hidden_layers\": 1, "
+    "\"intermediate_size\": 2200, \"num_heads\": 1, \"head_dim\": 64, \"expand_v\": 1, \"use_output_gate\": false}",
+    "{\"model_type\": \"simple_gla\", " OUTER "\"expand_k\": 1, \"expand_v\": 1}",
     "{\"model_type\": \"transformer\", " OUTER "\"qk_norm\": true}",
     "{\"model_type\": \"transformer\", " OUTER "\"window_size\": 3}",
 };

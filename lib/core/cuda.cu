@@ -7,9 +7,10 @@
 #include <string.h>
 
 static struct {
-  bool open, clusters, recording; /* clusters: of blocks, and chains, from compute capability 9.0 on */
+  bool open;
   cudaStream_t stream;
   int64_t shared_bytes;
+  int processors;
   char name[320];
   cudaError_t error; /* the first since the last read */
   const char *what;
@@ -79,8 +80,8 @@ comba_status comba_cuda_open() {
     return comba_fail(COMBA_ERROR_UNSUPPORTED,
                       "%s has compute capability %d.%d, expected at least 8.0; use --device cpu", properties.name,
                       properties.major, properties.minor);
-  device.clusters = properties.major >= 9;
   device.shared_bytes = (int64_t)properties.sharedMemPerBlockOptin;
+  device.processors = properties.multiProcessorCount;
   error = cudaFuncGetAttributes(&attributes, sum_rows); /* fails where no kernel is for this GPU */
   if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&device.stream, cudaStreamNonBlocking);
   if (error == cudaSuccess) error = comba_cuda_open_products();
@@ -323,9 +324,7 @@ comba_status comba_cuda_record(void **recording, void (*run)(void *context), voi
   cudaGraphExec_t executable = NULL;
   cudaError_t error = cudaStreamBeginCapture(device.stream, cudaStreamCaptureModeThreadLocal);
   if (error == cudaSuccess) {
-    device.recording = true;
     run(context);
-    device.recording = false;
     error = cudaStreamEndCapture(device.stream, &graph);
   }
   if (error == cudaSuccess) error = cudaGraphInstantiate(&executable, graph, 0);
@@ -334,13 +333,8 @@ comba_status comba_cuda_record(void **recording, void (*run)(void *context), voi
   return error == cudaSuccess ? COMBA_OK : fail(error, "recording a step");
 }
 
-bool comba_cuda_chains() {
-  static const char *wanted =
-      getenv("COMBA_CUDA_CHAINS"); /* "0": each kernel begins when the one before it has ended */
-  return device.recording && device.clusters && (!wanted || strcmp(wanted, "0"));
-}
-bool comba_cuda_clusters() {
-  return device.clusters;
+int comba_cuda_processors() {
+  return device.processors;
 }
 int64_t comba_cuda_shared_bytes() {
   return device.open ? device.shared_bytes : 227 << 10;
