@@ -333,6 +333,7 @@ cuda_sources = \
 	lib/scan/cuda_scalar.cu \
 	lib/scan/cuda_scalar_gradient.cu \
 	lib/scan/cuda_scalar_key_gradient.cu \
+	lib/scan/cuda_scalar_one_chunk.cu \
 	lib/scan/cuda_scalar_scan.cu \
 	lib/scan/delta_rule.cu \
 	lib/scan/diagonal_decay.cu \
@@ -374,6 +375,7 @@ cuda_headers = \
 	lib/scan/cuda_memory_operands.h \
 	lib/scan/cuda_normed_loss.h \
 	lib/scan/cuda_scalar.h \
+	lib/scan/cuda_scalar_chunk.h \
 	lib/scan/cuda_scalar_gradient.h \
 	lib/scan/cuda_scalar_private.h \
 	lib/scan/cuda_tile.h

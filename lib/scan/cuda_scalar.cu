@@ -1,7 +1,7 @@
 /* Forward of cuda_scalar.h: what each chunk has by itself (find_chunks), the states from chunk to chunk (cuda_scalar_scan.cu), and the
  * output, o = scale e^G (q S) + A e. */
 #include "scan/cuda_fragment.h"
-#include "scan/cuda_scalar_private.h"
+#include "scan/cuda_scalar_chunk.h"
 
 /* ---- Workspace ------------------------------------------------------------------------------------------------------ */
 
@@ -46,102 +46,12 @@ comba_status cuda_scalar_infer(comba_signature *s, const cuda_scalar *c, int64_t
 
 /* ---- Chunks --------------------------------------------------------------------------------------------------------- */
 
-/* The first channel, in rows of `heads` heads of `width`, of what head `head` of the most reads. */
-static inline __device__ int channel_of(const pass &a, int64_t head, int64_t heads, int width) {
-  return (int)head / ((int)a.s.heads / (int)heads) * width;
-}
-
-enum { STRIDE = CHUNK + 4, BLOCK = 16 }; /* of float matrices in shared memory; of the resolvent by substitution */
-
 /* Shared memory of find_chunks: two sets of tiles of k, q and p, of which one is read while the other arrives, or M, R and what A is written
  * through. */
 template <class T, bool delta> constexpr int chunk_bytes() {
   constexpr int tiles = 2 * (delta ? 3 : 2) * tile_elements<T> * (int)sizeof(T);
-  constexpr int matrices = ((delta ? 2 * CHUNK * STRIDE : 0) + 4 * sheet_floats<CHUNK>)*(int)sizeof(float);
+  constexpr int matrices = ((delta ? 2 * CHUNK * MATRIX_STRIDE : 0) + 4 * sheet_floats<CHUNK>)*(int)sizeof(float);
   return tiles > matrices ? tiles : matrices;
-}
-
-/* G and the factors of a slot, by its first warp: lane l has tokens 2 l and 2 l + 1. Tokens that are missing add nothing and have
- * beta 0. */
-static __device__ void find_gates(const pass &a, const cuda_piece &piece, int64_t slot, int64_t head, double *G,
-                                  float *beta) {
-  const int lane = threadIdx.x;
-  const double constant = a.c.retention ? log1p(-exp2(-(double)a.c.retention - (double)head)) : 0;
-  double gate[2];
-  for (int i = 0; i < 2; i++) {
-    const int token = 2 * lane + i;
-    const int64_t at = (piece.row + token) * a.s.heads + head;
-    const bool there = token < piece.count;
-    gate[i] = there ? (a.c.g ? a.c.g[at] : constant) : 0;
-    beta[token] = there ? (a.s.delta ? a.c.beta[at] : 1) : 0;
-  }
-  double sum = gate[0] + gate[1];
-  for (int offset = 1; offset < 32; offset *= 2) {
-    const double before = __shfl_up_sync(~0u, sum, offset);
-    if (lane >= offset) sum += before;
-  }
-  G[2 * lane] = sum - gate[1];
-  G[2 * lane + 1] = sum;
-  __syncwarp();
-  float *factors = a.b.factors + slot * FACTORS * CHUNK;
-  for (int i = lane; i < CHUNK; i += 32) {
-    a.b.G[slot * CHUNK + i] = G[i];
-    factors[READ * CHUNK + i] = feedback_decay(G, i, a.c.after_decay);
-    factors[BETA * CHUNK + i] = beta[i];
-    factors[LEFT * CHUNK + i] = decay(G[CHUNK - 1] - G[i]);
-    factors[DECAY * CHUNK + i] = decay(G[i]);
-  }
-}
-
-/* Pairs of blocks of `size` on the diagonal of R give the block below the first and beside the second:
- *   R21 = (I - R22 D2) M21 (I - D1 R11)
- * M21 (I - D1 R11) goes to R's place above the diagonal, which is free. Four columns a thread. */
-template <int size> static __device__ void merge_resolvents(const float *M, const float *beta, float *R) {
-  constexpr int pieces = size / 4, items = CHUNK / 2 * pieces;
-  for (int round = 0; round < 2; round++) {
-    for (int x = threadIdx.x; x < items; x += blockDim.x) {
-      const int column = x % pieces * 4, row = x / pieces % size, first = x / pieces / size * 2 * size;
-      const int second = first + size; /* the blocks' first tokens */
-      /* round 0: M21 - (M21 D1) R11; round 1: that - (R22 D2) that */
-      const float *start = round ? R + (first + row) * STRIDE + second : M + (second + row) * STRIDE + first;
-      const float *left = round ? R + (second + row) * STRIDE + second : M + (second + row) * STRIDE + first;
-      const float *right = R + first * STRIDE + (round ? second : first);
-      const float *b = beta + (round ? second : first);
-      float4 sum = *(const float4 *)(start + column);
-      /* both are zero above their diagonals, where results of the smaller size lie */
-      for (int m = round ? 0 : column; m < (round ? row : size); m++) {
-        const float factor = left[m] * b[m];
-        const float4 other = *(const float4 *)(right + m * STRIDE + column);
-        sum.x -= factor * other.x;
-        sum.y -= factor * other.y;
-        sum.z -= factor * other.z;
-        sum.w -= factor * other.w;
-      }
-      float *to = round ? R + (second + row) * STRIDE + first : R + (first + row) * STRIDE + second;
-      *(float4 *)(to + column) = sum;
-    }
-    __syncthreads();
-  }
-}
-
-/* R (CHUNK, CHUNK) below the diagonal, from M: (I + M D) R = M, first in blocks of 16, a thread a column, then blocks are merged. */
-static __device__ void find_resolvent(const float *M, const float *beta, float *R) {
-  if (threadIdx.x < CHUNK) {
-    const int column = threadIdx.x, first = column / BLOCK * BLOCK;
-    float scaled[BLOCK]; /* beta times the column */
-#pragma unroll
-    for (int i = 0; i < BLOCK; i++) {
-      const float *row = M + (first + i) * STRIDE;
-      float sum = row[column];
-#pragma unroll
-      for (int m = 0; m < i; m++) sum -= row[first + m] * scaled[m];
-      R[(first + i) * STRIDE + column] = sum;
-      scaled[i] = beta[first + i] * sum;
-    }
-  }
-  __syncthreads();
-  merge_resolvents<BLOCK>(M, beta, R);
-  merge_resolvents<2 * BLOCK>(M, beta, R);
 }
 
 /* A block a slot: G, the factors, A and C. The first four warps have 16 rows of q k^T each, four more those of p k^T. */
@@ -150,7 +60,7 @@ template <class T, bool delta> static __global__ void __launch_bounds__(delta ? 
   extern __shared__ int4 shared[];
   __shared__ double G[CHUNK];
   __shared__ float beta[CHUNK];
-  float *M = (float *)shared, *R = M + CHUNK * STRIDE, *sheets = delta ? R + CHUNK * STRIDE : M;
+  float *M = (float *)shared, *R = M + CHUNK * MATRIX_STRIDE, *sheets = delta ? R + CHUNK * MATRIX_STRIDE : M;
   const int64_t slot = blockIdx.x;
   const int K = (int)a.s.K, q_stride = (int)a.c.q_heads * K, k_stride = (int)a.c.k_heads * K;
   int64_t head;
@@ -201,7 +111,7 @@ template <class T, bool delta> static __global__ void __launch_bounds__(delta ? 
     tile_each<CHUNK>([&](int n, int i, int r, int column) {
       const int row = first_row + r;
       const double read = a.c.after_decay ? G[row] : (row ? G[row - 1] : 0);
-      M[row * STRIDE + column] = column < row ? decay(read - G[column]) * sum[n][i] : 0;
+      M[row * MATRIX_STRIDE + column] = column < row ? decay(read - G[column]) * sum[n][i] : 0;
     });
   }
   if (!delta) return;
@@ -211,7 +121,8 @@ template <class T, bool delta> static __global__ void __launch_bounds__(delta ? 
   for (int x = threadIdx.x * 2; x < MATRIX; x += blockDim.x * 2) {
     const int row = x / CHUNK, column = x % CHUNK;
     float value[2];
-    for (int i = 0; i < 2; i++) value[i] = column + i < row ? R[row * STRIDE + column + i] * beta[column + i] : 0;
+    for (int i = 0; i < 2; i++)
+      value[i] = column + i < row ? R[row * MATRIX_STRIDE + column + i] * beta[column + i] : 0;
     store_pair(to + x, value[0], value[1]);
   }
 }
@@ -326,6 +237,7 @@ template <class T> void cuda_scalar_forward(const cuda_scalar *c, float *kept, f
   const int64_t used = cuda_scalar_lay_out_kept(&b, s, kept ? kept : workspace, sizeof(T));
   cuda_scalar_lay_out_rest(&b, s, workspace + (kept ? 0 : used), true, sizeof(T));
   const pass a = pass_of<T>(c, s, b);
+  if (is_one_chunk(c)) return cuda_scalar_forward_one_chunk<T>(a, kept);
   advance<T>(a);
   s.V > TILE ? launch_output<T, 2>(a) : launch_output<T, 1>(a);
 }

@@ -1,66 +1,12 @@
 /* The part of backward that passes through the state: prepare and go_back of cuda_scalar_gradient.h; and the pass. */
+#include "scan/cuda_scalar_chunk.h"
 #include "scan/cuda_scalar_gradient.h"
 
 #include <type_traits>
 
-enum { THREADS = 256, HALF = 32 };
+enum { THREADS = 256 };
 
 /* ---- Prepare -------------------------------------------------------------------------------------------------------- */
-
-/* What a warp of eight has of a (64, 64): 16 rows, 32 columns. */
-static __device__ inline int warp_row() {
-  return threadIdx.x / 32 % 4 * TILE_ROWS;
-}
-static __device__ inline int warp_column() {
-  return threadIdx.x / 128 * HALF;
-}
-
-enum { MATRIX_STRIDE = tile_stride<float, CHUNK> };
-
-/* Pairs of inverted blocks on the diagonal become one of twice the side:
- * [[A,0],[M,D]]^-1 = [[A^-1,0],[-D^-1 M A^-1, D^-1]]. A warp has 16 rows and 8 columns; M A^-1 takes the place of M. */
-template <int side> static __device__ void merge_inverses(float *L, float *X) {
-  constexpr int per_pair = side / TILE_ROWS * side / 8, jobs = CHUNK / 2 / side * per_pair;
-  const int warp = threadIdx.x / 32, first = warp / per_pair * 2 * side;
-  const int row = first + side + warp % per_pair / (side / 8) * TILE_ROWS, column = warp % (side / 8) * 8;
-  float product[1][4] = {};
-  if (warp < jobs)
-    tile_multiply<8, side, false>(product, L + row * MATRIX_STRIDE + first, MATRIX_STRIDE,
-                                  X + first * MATRIX_STRIDE + first + column, MATRIX_STRIDE);
-  __syncthreads();
-  float *M = L + (first + side) * MATRIX_STRIDE + first + column;
-  if (warp < jobs) tile_write<8>(L + row * MATRIX_STRIDE + first + column, MATRIX_STRIDE, product);
-  __syncthreads();
-  if (warp < jobs) {
-    float corner[1][4] = {};
-    tile_multiply<8, side, false>(corner, X + row * MATRIX_STRIDE + first + side, MATRIX_STRIDE, M, MATRIX_STRIDE);
-    for (int i = 0; i < 4; i++) corner[0][i] = -corner[0][i];
-    tile_write<8>(X + row * MATRIX_STRIDE + first + column, MATRIX_STRIDE, corner);
-  }
-  __syncthreads();
-}
-
-/* X = (I + L)^-1 of strictly lower L, which is lost: blocks of 16 on the diagonal by substitution, a thread a column, then pairs of them.
- * The block of threads is in step before and after. */
-static __device__ void invert(float *L, float *X) {
-  for (int i = threadIdx.x; i < CHUNK * MATRIX_STRIDE; i += THREADS) X[i] = 0;
-  __syncthreads();
-  if (threadIdx.x < CHUNK) {
-    const int column = threadIdx.x % TILE_ROWS, corner = threadIdx.x / TILE_ROWS * TILE_ROWS * (MATRIX_STRIDE + 1);
-    float x[TILE_ROWS];
-#pragma unroll
-    for (int i = 0; i < TILE_ROWS; i++) {
-      float sum = i == column;
-#pragma unroll
-      for (int m = 0; m < i; m++) sum -= L[corner + i * MATRIX_STRIDE + m] * x[m];
-      x[i] = sum;
-      X[corner + i * MATRIX_STRIDE + column] = sum;
-    }
-  }
-  __syncthreads();
-  merge_inverses<16>(L, X);
-  merge_inverses<32>(L, X);
-}
 
 template <class T> struct prepare_tiles {
   static constexpr int stride = tile_stride<T, BLOCK>, tile = CHUNK * stride, count = 6;
@@ -467,6 +413,8 @@ template <class T> void cuda_scalar_backward(const cuda_scalar *given, float *ke
   buffers b;
   gradient_problem<T> x = {};
   x.s = shape_of(&c);
+  const bool one_chunk = is_one_chunk(&c) && !c.final_state_gradient;
+  if (is_one_chunk(&c) && !one_chunk) kept = NULL; /* it lacks the states */
   int64_t used = cuda_scalar_lay_out_kept(&b, x.s, kept ? kept : workspace, sizeof(T));
   if (kept) {
     used = 0;
@@ -511,6 +459,7 @@ template <class T> void cuda_scalar_backward(const cuda_scalar *given, float *ke
   x.add_beta = c.add_beta;
   x.add_g = c.add_g;
   x.add_state = c.add_state;
+  if (one_chunk) return cuda_scalar_backward_one_chunk(x);
   if (c.delta)
     run<T, true>(x);
   else

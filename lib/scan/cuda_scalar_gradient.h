@@ -80,5 +80,7 @@ static void launch(void (*kernel)(gradient_problem<T>), const gradient_problem<T
 
 /* What follows go_back: dq, dk, dp, dbeta, dg. */
 template <class T> void cuda_scalar_find_key_gradients(const gradient_problem<T> &x);
+/* All of it where is_one_chunk and no gradient comes from the final state. */
+template <class T> void cuda_scalar_backward_one_chunk(const gradient_problem<T> &x);
 
 #endif

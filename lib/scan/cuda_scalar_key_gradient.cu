@@ -1,5 +1,6 @@
 /* Gradients of q, k, p, beta and gates, each chunk by itself: what cuda_scalar_gradient.h says of find_score_gradients and the kernels
  * after it. */
+#include "scan/cuda_scalar_chunk.h"
 #include "scan/cuda_scalar_gradient.h"
 
 #include <type_traits>
@@ -12,27 +13,6 @@ template <class T, bool delta> struct score_tiles {
   static constexpr int stride = tile_stride<T, BLOCK>, tile = CHUNK * stride, count = delta ? 3 : 2;
   static constexpr int bytes = 2 * count * tile * (int)sizeof(T);
 };
-
-/* between[t] = the sum of paths[i][j] over j < t <= i: down the columns from below, then along the rows; two threads share a column, two a row.
- * paths is lost. */
-static __device__ void sum_paths(float (&paths)[CHUNK][CHUNK + 1], float *between) {
-  constexpr int parts = 2, part = CHUNK / parts;
-  __shared__ float sums[parts][CHUNK];
-  const int j = threadIdx.x % CHUNK, mine = threadIdx.x / CHUNK;
-  float sum = 0;
-  for (int i = mine * part; i < (mine + 1) * part; i++) sum += paths[i][j];
-  sums[mine][j] = sum;
-  __syncthreads();
-  sum = 0;
-  for (int later = mine + 1; later < parts; later++) sum += sums[later][j];
-  for (int i = (mine + 1) * part - 1; i >= mine * part; i--) paths[i][j] = sum += paths[i][j];
-  __syncthreads();
-  const int t = threadIdx.x / 2;
-  sum = 0;
-  for (int column = threadIdx.x % 2; column < t; column += 2) sum += paths[t][column];
-  sum += __shfl_xor_sync(~0u, sum, 1);
-  if (threadIdx.x % 2 == 0) between[t] = sum;
-}
 
 /* F = do e^T and H = y e^T. A path from token j to the output of token i weighs A_ij beta_j F_ij; one to the feedback of token i weighs
  * -L_ij beta_i beta_j H_ij, and passes the gates that decay what token i reads. */
@@ -109,7 +89,7 @@ static __global__ void __launch_bounds__(SCORE_THREADS) find_score_gradients(con
     tile_write_wide<CHUNK>(x.to_feedback + corner, CHUNK, TILE_ROWS, CHUNK, false, scratch, gradient[products - 1]);
     __syncthreads();
   }
-  sum_paths(paths, x.between + slot * CHUNK);
+  sum_paths<SCORE_THREADS>(paths, [&](int t, float sum) { x.between[slot * CHUNK + t] = sum; });
 }
 
 /* ---- Gradients of keys ---------------------------------------------------------------------------------------------- */

@@ -58,6 +58,13 @@ template <class T> void cuda_scalar_decode(const cuda_scalar *c);
 static inline bool is_decoded(const cuda_scalar *c) {
   return c->length <= 8;
 }
+/* Sequences of one chunk each that neither begin from a state nor share heads, in tiles of 64 channels: a kernel a pass. Forward keeps no
+ * states; where there is a gradient of the final state, backward goes the long way. */
+template <class T> void cuda_scalar_forward_one_chunk(const pass &p, bool keeps);
+static inline bool is_one_chunk(const cuda_scalar *c) {
+  return c->delta && c->length <= CHUNK && !is_decoded(c) && c->K <= CHUNK && c->V <= CHUNK && !c->initial_state &&
+         !c->cu_seqlens && c->q_heads == c->heads && c->k_heads == c->heads && c->v_heads == c->heads;
+}
 
 static inline __device__ float decay(double x) {
   return x < -87 ? 0 : expf((float)x);

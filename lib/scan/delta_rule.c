@@ -185,6 +185,12 @@ static const comba_case cases[] = {
     {.name = "chunk, T 2", .attributes = &chunk, .input = {CASE(1, 2, 2, 2, 24, 16)}},
     {.name = "chunk, T 63", .attributes = &chunk, .input = {CASE(1, 63, 1, 1, 100, 24)}},
     {.name = "chunk, T 64, after decay", .attributes = &chunk_after, .input = {CASE(1, 64, 1, 2, 64, 64)}},
+    {.name = "chunk, T 64, 2 heads", .attributes = &chunk, .input = {CASE(2, 64, 2, 2, 64, 64)}},
+    {.name = "chunk, T 33, after decay, without p",
+     .attributes = &chunk_after,
+     .input =
+         {QUERY(3, 33, 2, 24), QUERY(3, 33, 2, 24), {{0}}, VALUES(3, 33, 2, 40), BETAS(3, 33, 2), GATES(3, 33, 2)}},
+    {.name = "chunk, T 50, K 7, V 13", .attributes = &chunk, .input = {CASE(1, 50, 2, 2, 7, 13)}},
     {.name = "chunk, T 65", .attributes = &chunk, .input = {CASE(1, 65, 1, 2, 24, 128)}},
     {.name = "chunk, T 150, groups, state",
      .attributes = &chunk,
