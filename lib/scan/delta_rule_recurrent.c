@@ -1,6 +1,7 @@
 /* The delta rule token by token. Columns of the state never meet, so forward works on tiles of them. With x = S^T p and
  * y = S^T q of the state before the token read in one pass, the state is read twice and written once:
  *   e = v - x (e^g x with feedback after decay);  o = scale (e^g y + (k q) beta e);  S' = e^g S + beta k e^T */
+#include "core/vector.h"
 #include "scan/delta_rule.h"
 
 /* Columns of the states of a segment, from the one before it to the one after its last token; and the state's gradient. */
@@ -11,65 +12,111 @@ int64_t COMBA_VARIANT(comba_delta_rule_recurrent_scratch)(int64_t K, int64_t V, 
 
 /* ---- Forward ------------------------------------------------------------------------------------------------------ */
 
-/* Token t: columns `first` on of the state, read at `from` and written at `to`, which may be the same. */
-static void step(const delta_rule_head *h, int64_t t, int64_t first, int64_t width, const real *from,
-                 int64_t from_stride, real *to, int64_t to_stride) {
-  const int64_t K = h->K;
+enum {
+  STRIP = 2,                /* the most vectors of columns in one pass over the state; the last has `lanes` columns */
+  LINE = 64 / sizeof(real), /* numbers in a line of the cache */
+  AHEAD = 4,                /* tokens */
+};
+
+static inline __attribute__((always_inline)) vector load(const real *from, int64_t lanes) {
+  return lanes == LANES ? *(const vector *)from : vector_load_first(from, lanes);
+}
+static inline __attribute__((always_inline)) void store(real *to, int64_t lanes, vector value) {
+  if (lanes == LANES)
+    *(vector *)to = value;
+  else
+    vector_store_first(to, lanes, value);
+}
+
+/* Asks for the rows of token t: those of a head lie further apart than the core looks ahead by itself. Inlined always: gcc drops
+ * calls of a function that does nothing else. */
+static inline __attribute__((always_inline)) void fetch(const delta_rule_head *h, int64_t t, int64_t first,
+                                                        int64_t width) {
+  const int64_t key = t * h->key_stride, value = t * h->value_stride + first;
+  if (t >= h->length) return;
+  for (int64_t i = 0; i < h->K; i += LINE) {
+    __builtin_prefetch(h->q + key + i);
+    __builtin_prefetch(h->k + key + i);
+    __builtin_prefetch(h->p + key + i);
+  }
+  for (int64_t i = 0; i < width; i += LINE) {
+    __builtin_prefetch(h->v + value + i);
+    __builtin_prefetch(h->o + value + i, 1);
+    if (h->errors) __builtin_prefetch(h->errors + value + i, 1);
+  }
+}
+
+/* Token t: columns `first` on of the state, read at `from` and written at `to`, which may be the same. Even and odd rows are
+ * summed apart, so that an addition need not wait for the one before. `vectors` is a constant where this is inlined. */
+static inline __attribute__((always_inline)) void step(int vectors, int64_t lanes, const delta_rule_head *h, int64_t t,
+                                                       int64_t first, const real *from, int64_t from_stride, real *to,
+                                                       int64_t to_stride) {
+  const int64_t K = h->K, even = K / 2 * 2;
   const real *q = h->q + t * h->key_stride, *k = h->k + t * h->key_stride, *p = h->p + t * h->key_stride;
-  const real *v = h->v + t * h->value_stride + first;
-  real *o = h->o + t * h->value_stride + first;
+  const int64_t value = t * h->value_stride + first;
   const real beta = h->beta[t * h->value_heads], decay = scan_decay(h->g[t * h->value_heads]);
   const real feedback = h->after_decay ? decay : 1, through = scan_dot(k, q, K);
-  real x[WIDTH_MAX], y[WIDTH_MAX];
-  memset(x, 0, (size_t)width * sizeof(real));
-  memset(y, 0, (size_t)width * sizeof(real));
-  int64_t i = 0;
-  for (; i + 4 <= K; i += 4) {
-    const real *row = from + i * from_stride;
-#pragma omp simd
-    for (int64_t c = 0; c < width; c++) {
-      const real s0 = row[c], s1 = row[from_stride + c], s2 = row[2 * from_stride + c], s3 = row[3 * from_stride + c];
-      x[c] += p[i] * s0 + p[i + 1] * s1 + p[i + 2] * s2 + p[i + 3] * s3;
-      y[c] += q[i] * s0 + q[i + 1] * s1 + q[i + 2] * s2 + q[i + 3] * s3;
+  vector x[2][STRIP] = {0}, y[2][STRIP] = {0}, added[STRIP];
+#define AT(v) (v + 1 < vectors ? LANES : lanes)
+  for (int64_t i = 0; i < even; i += 2)
+#pragma GCC unroll 2
+    for (int row = 0; row < 2; row++)
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; v++) {
+        const vector s = load(from + (i + row) * from_stride + v * LANES, AT(v));
+        x[row][v] += p[i + row] * s;
+        y[row][v] += q[i + row] * s;
+      }
+#pragma GCC unroll 2
+  for (int v = 0; v < vectors; v++) {
+    const int64_t at = value + v * LANES;
+    if (even < K) {
+      const vector s = load(from + even * from_stride + v * LANES, AT(v));
+      x[0][v] += p[even] * s;
+      y[0][v] += q[even] * s;
     }
+    const vector error = load(h->v + at, AT(v)) - feedback * (x[0][v] + x[1][v]);
+    if (h->errors) store(h->errors + at, AT(v), error);
+    added[v] = beta * error;
+    store(h->o + at, AT(v), h->scale * (decay * (y[0][v] + y[1][v]) + through * added[v]));
   }
-  for (; i < K; i++)
-    for (int64_t c = 0; c < width; c++) {
-      x[c] += p[i] * from[i * from_stride + c];
-      y[c] += q[i] * from[i * from_stride + c];
-    }
-  for (int64_t c = 0; c < width; c++) x[c] = v[c] - feedback * x[c];
-  if (h->errors) memcpy(h->errors + t * h->value_stride + first, x, (size_t)width * sizeof(real));
-  for (int64_t c = 0; c < width; c++) {
-    x[c] *= beta;
-    o[c] = h->scale * (decay * y[c] + through * x[c]);
+  for (int64_t i = 0; i < K; i++)
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; v++)
+      store(to + i * to_stride + v * LANES, AT(v),
+            decay * load(from + i * from_stride + v * LANES, AT(v)) + k[i] * added[v]);
+#undef AT
+}
+
+/* All tokens, for `vectors` vectors of columns; `state` (K, width) is scratch. */
+static inline __attribute__((always_inline)) void strip(int vectors, int64_t lanes, const delta_rule_head *h,
+                                                        int64_t first, real *state) {
+  const int64_t K = h->K, V = h->V, width = (vectors - 1) * LANES + lanes;
+  const real *initial = h->initial_state ? h->initial_state + first : NULL;
+  real *final = h->final_state + first;
+  if (h->length == 1 && initial && !h->states) {
+    step(vectors, lanes, h, 0, first, initial, V, final, V);
+    return;
   }
-  for (i = 0; i < K; i++) {
-    const real key = k[i];
-#pragma omp simd
-    for (int64_t c = 0; c < width; c++) to[i * to_stride + c] = decay * from[i * from_stride + c] + key * x[c];
+  if (initial)
+    scan_copy_columns(K, width, initial, V, state, width);
+  else
+    memset(state, 0, (size_t)(K * width) * sizeof(real));
+  for (int64_t t = 0; t < h->length; t++) {
+    if (h->states && t % CHUNK == 0)
+      scan_copy_columns(K, width, state, width, h->states + t / CHUNK * h->state_stride + first, V);
+    fetch(h, t + AHEAD, first, width);
+    step(vectors, lanes, h, t, first, state, width, state, width);
   }
+  scan_copy_columns(K, width, state, width, final, V);
 }
 
 void COMBA_VARIANT(comba_delta_rule_recurrent_forward)(const delta_rule_head *h, int64_t first, int64_t width,
                                                        real *scratch) {
-  const int64_t K = h->K, V = h->V;
-  const real *initial = h->initial_state ? h->initial_state + first : NULL;
-  real *final = h->final_state + first;
-  if (h->length == 1 && initial && !h->states) {
-    step(h, 0, first, width, initial, V, final, V);
-    return;
-  }
-  if (initial)
-    scan_copy_columns(K, width, initial, V, scratch, width);
-  else
-    memset(scratch, 0, (size_t)(K * width) * sizeof(real));
-  for (int64_t t = 0; t < h->length; t++) {
-    if (h->states && t % CHUNK == 0)
-      scan_copy_columns(K, width, scratch, width, h->states + t / CHUNK * h->state_stride + first, V);
-    step(h, t, first, width, scratch, width, scratch, width);
-  }
-  scan_copy_columns(K, width, scratch, width, final, V);
+  const int64_t end = first + width;
+  for (; first + 2 * LANES <= end; first += 2 * LANES) strip(2, LANES, h, first, scratch);
+  for (; first + LANES <= end; first += LANES) strip(1, LANES, h, first, scratch);
+  if (first < end) strip(1, end - first, h, first, scratch);
 }
 
 /* ---- Backward ----------------------------------------------------------------------------------------------------- */
