@@ -6,6 +6,7 @@
  * Without an initial state S is 0 in the first chunk, and without a gradient of the final state so is the gradient of S' in the
  * last: their products are left out. No exponent is above 0. Matrix products work in place on the strided rows of q, k, p, v and o; a right operand that would
  * have to be transposed is turned once for all products that read it. */
+#include "core/vector.h"
 #include "scan/chunk_product.h"
 #include "scan/delta_rule.h"
 
@@ -91,12 +92,16 @@ static void find_scores(const delta_rule_head *h, int64_t n, const real *q, cons
     const real *decay = s->decay + i * CHUNK, beta = row[i];
     /* P_i = G_{i-1} before decay; row 0 has no j < i */
     const real *feedback_decay = h->after_decay || !i ? decay : decay - CHUNK;
+    int64_t block = 0;
+    for (; block <= i; block += BLOCK)
 #pragma omp simd
-    for (int64_t j = 0; j < CHUNK; j++) {
-      const real a = score[j] * decay[j] * column[j], l = feedback[j] * feedback_decay[j] * beta * column[j];
-      score[j] = j <= i ? a : 0;
-      feedback[j] = j < i ? l : 0;
-    }
+      for (int64_t j = block; j < block + BLOCK; j++) {
+        const real a = score[j] * decay[j] * column[j], l = feedback[j] * feedback_decay[j] * beta * column[j];
+        score[j] = j <= i ? a : 0;
+        feedback[j] = j < i ? l : 0;
+      }
+    for (; block < CHUNK; block += LANES)
+      *(vector *)(score + block) = *(vector *)(feedback + block) = (vector){0};
   }
   memset(s->feedback + n * CHUNK, 0, (size_t)((CHUNK - n) * CHUNK) * sizeof(real));
 }
