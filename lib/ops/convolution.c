@@ -17,8 +17,8 @@
 
 enum { X, WEIGHT, BIAS };
 enum { BAND = 1 << 18 };     /* reals of a band: it stays in a core's own cache between its making and the product */
-enum { PARTIALS = 1 << 24 }; /* reals of all partial weight gradients, where that leaves at least MINIMUM blocks */
-enum { MINIMUM = 8 };
+enum { PARTIALS = 1 << 20 }; /* reals of all partial weight gradients, where that leaves at least MINIMUM blocks */
+enum { MINIMUM = 16 };
 enum { DIRECT = 1 << 19 }; /* reals of scratch for one image without columns: more would leave the core's own cache */
 
 typedef struct convolution_plan {
@@ -69,7 +69,7 @@ static void measure_direct(convolution_plan *p) {
   if (!p->direct) return;
   p->forward_scratch = image;
   p->backward_scratch = image + larger(gradient, by_position);
-  p->shared = p->taps + padded_taps(&p->output) + p->filters * p->taps;
+  p->shared = whole_tiles(p->taps) + whole_tiles(padded_taps(&p->output)) + p->filters * p->taps;
 }
 
 static convolution_plan measure(const comba_shape *x, const comba_shape *weight, const comba_window_attributes *a) {
@@ -84,7 +84,7 @@ static convolution_plan measure(const comba_shape *x, const comba_shape *weight,
   p.filter_stride = (p.filters + DIRECT_UNIT - 1) / DIRECT_UNIT * DIRECT_UNIT;
   measure_direct(&p);
   if (!p.direct) p.forward_scratch = p.backward_scratch = p.taps * p.band * p.out_width;
-  p.partial = (p.direct ? p.filter_stride : p.filters) * p.taps;
+  p.partial = p.direct ? p.filter_stride * whole_tiles(p.taps) : p.filters * p.taps;
   p.forward_blocks = comba_blocks(p.batch * (p.direct ? 1 : p.bands), 1);
   p.backward_blocks = smaller(comba_blocks(p.batch, 1), larger(MINIMUM, PARTIALS / p.partial));
   return p;
@@ -276,8 +276,8 @@ static void turn_weights(const convolution_plan *p, const real *weight, real *tu
 /* What all blocks read, in the workspace: the offsets of taps and, returned, the turned weights. */
 static const real *place(convolution_plan *p, const comba_call *call) {
   p->input.offset = call->workspace;
-  p->output.offset = p->input.offset + p->taps;
-  real *turned = (real *)call->workspace + p->taps + padded_taps(&p->output);
+  p->output.offset = p->input.offset + whole_tiles(p->taps);
+  real *turned = (real *)call->workspace + whole_tiles(p->taps) + whole_tiles(padded_taps(&p->output));
   convolution_offsets(&p->input);
   convolution_offsets(&p->output);
   if (call->input_gradient[X].data) turn_weights(p, call->input[WEIGHT].data, turned);

@@ -8,6 +8,7 @@ void COMBA_VARIANT(comba_convolution_offsets)(const padded_image *p) {
     for (int64_t ky = 0; ky < p->window_height; ky++)
       for (int64_t kx = 0; kx < p->window_width; kx++)
         *offset++ = (int32_t)((c * padded_height(p) + ky) * padded_width(p) + kx);
+  while (offset < p->offset + whole_tiles(padded_taps(p))) *offset++ = 0;
 }
 
 void COMBA_VARIANT(comba_convolution_pad)(const real *image, const padded_image *p) {
@@ -84,24 +85,24 @@ void COMBA_VARIANT(comba_convolution_windows)(const padded_image *p, int64_t fil
 
 /* ---- The filters at a position ------------------------------------------------------------------------------------ */
 
-/* `rows` taps from `tap` on, `vectors` vectors of filters: sums over all positions */
-static inline __attribute__((always_inline)) void correlate_tile(int rows, int vectors, const padded_image *p,
-                                                                 int64_t tap, const real *dy, int64_t stride,
-                                                                 bool accumulate, real *sums) {
+/* A tile of taps from `tap` on, `vectors` vectors of filters: sums over all positions */
+static inline __attribute__((always_inline)) void correlate_tile(int vectors, const padded_image *p, int64_t tap,
+                                                                 const real *dy, int64_t stride, bool accumulate,
+                                                                 real *sums) {
   const int64_t height = padded_height(p) - p->window_height + 1, width = padded_width(p) - p->window_width + 1;
   const real *from[TILE_ROWS];
   vector sum[TILE_ROWS][2] = {0};
 #pragma GCC unroll 8
-  for (int i = 0; i < rows; i++) from[i] = p->pixels + p->offset[tap + i];
+  for (int i = 0; i < TILE_ROWS; i++) from[i] = p->pixels + p->offset[tap + i];
   for (int64_t y = 0; y < height; y++)
     for (int64_t x = 0; x < width; x++, dy += stride)
 #pragma GCC unroll 8
-      for (int i = 0; i < rows; i++)
+      for (int i = 0; i < TILE_ROWS; i++)
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; v++)
           sum[i][v] += from[i][y * padded_width(p) + x] * *(const vector *)(dy + v * LANES);
 #pragma GCC unroll 8
-  for (int i = 0; i < rows; i++)
+  for (int i = 0; i < TILE_ROWS; i++)
 #pragma GCC unroll 2
     for (int v = 0; v < vectors; v++) {
       vector *const to = (vector *)(sums + (tap + i) * stride + v * LANES);
@@ -112,11 +113,8 @@ static inline __attribute__((always_inline)) void correlate_tile(int rows, int v
 
 static inline __attribute__((always_inline)) void correlate_filters(int vectors, const padded_image *p, const real *dy,
                                                                     int64_t stride, bool accumulate, real *sums) {
-  const int64_t taps = padded_taps(p);
-  int64_t tap = 0;
-  for (; tap + TILE_ROWS <= taps; tap += TILE_ROWS)
-    correlate_tile(TILE_ROWS, vectors, p, tap, dy, stride, accumulate, sums);
-  for (; tap < taps; tap++) correlate_tile(1, vectors, p, tap, dy, stride, accumulate, sums);
+  for (int64_t tap = 0; tap < padded_taps(p); tap += TILE_ROWS)
+    correlate_tile(vectors, p, tap, dy, stride, accumulate, sums);
 }
 
 void COMBA_VARIANT(comba_convolution_correlate)(const padded_image *p, const real *dy, int64_t stride, bool accumulate,

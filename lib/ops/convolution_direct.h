@@ -9,6 +9,11 @@
 
 enum { DIRECT_UNIT = 16 }; /* sizes that are read in vectors are multiples of it */
 
+/* Taps are correlated a tile at a time: `offset` and sums over taps are whole tiles long, and what is too many is read nowhere. */
+static inline int64_t whole_tiles(int64_t taps) {
+  return (taps + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
+}
+
 /* An image (channels, height, width) inside borders of zeros: (channels, height + 2 top, width + 2 left), DIRECT_UNIT zeros more
  * at the end; and the windows that slide over it, whose taps (channels, window_height, window_width) are `offset` away. */
 typedef struct padded_image {
@@ -30,14 +35,14 @@ static inline int64_t padded_taps(const padded_image *p) {
   return p->channels * p->window_height * p->window_width;
 }
 
-/* Fills in offset. */
+/* Fills in offset, with 0 beyond the taps. */
 void COMBA_VARIANT(comba_convolution_offsets)(const padded_image *p);
 /* Fills in pixels. */
 void COMBA_VARIANT(comba_convolution_pad)(const real *image, const padded_image *p);
 /* y (filters, H', W') = or += weight (filters, taps) windows + bias */
 void COMBA_VARIANT(comba_convolution_windows)(const padded_image *p, int64_t filters, const real *weight,
                                               const real *bias, bool accumulate, real *y);
-/* sums (taps, stride) = or += windows^T dy, dy (H' W', stride) with the filters of a position next to each other */
+/* sums (taps, stride), whole tiles of taps, = or += windows^T dy, dy (H' W', stride) with the filters of a position next to each other */
 void COMBA_VARIANT(comba_convolution_correlate)(const padded_image *p, const real *dy, int64_t stride, bool accumulate,
                                                 real *sums);
 
