@@ -18,13 +18,16 @@ static bool by_rows(int64_t count, int64_t depth, int64_t width) {
   return COMBA_VECTORS && count >= ROWS && width % UNIT == 0 && depth <= DEPTH_MOST && width <= WEIGHT_MOST / depth;
 }
 
-/* to (count, width) = from (count, depth) weight (depth, width) + beta to */
-static void multiply_rows(int64_t count, int64_t depth, int64_t width, const real *from, const real *weight, real beta,
-                          real *to) {
+/* to (count, width) = from (count, depth) weight (depth, width) + bias; without one = or += the product */
+static void multiply_rows(int64_t count, int64_t depth, int64_t width, const real *from, const real *weight,
+                          const real *bias, bool accumulate, real *to) {
 #pragma omp parallel for
-  for (int64_t row = 0; row < count; row += ROWS)
-    chunk_product('N', 'N', count - row < ROWS ? count - row : ROWS, width, depth, 1, from + row * depth, depth, weight,
-                  width, beta, to + row * width, width);
+  for (int64_t row = 0; row < count; row += ROWS) {
+    const int64_t part = count - row < ROWS ? count - row : ROWS;
+    for (int64_t i = row; i < row + part && bias; i++) memcpy(to + i * width, bias, (size_t)width * sizeof(real));
+    chunk_product('N', 'N', part, width, depth, 1, from + row * depth, depth, weight, width, bias || accumulate,
+                  to + row * width, width);
+  }
 }
 
 /* Blocks of rows that are added up beside each other for dweight (n, m); 1 where the general product cuts the weight itself into
@@ -80,14 +83,14 @@ static void forward(const comba_call *call) {
   const int64_t count = rows(&call->input[X].shape);
   const real *bias = call->input[BIAS].data;
   real *y = call->output[0].data;
-  if (bias) {
-#pragma omp parallel for
-    for (int64_t row = 0; row < count; row++) memcpy(y + row * n, bias, (size_t)n * sizeof(real));
-  }
   if (by_rows(count, m, n)) {
     chunk_transpose(n, m, call->input[WEIGHT].data, m, call->workspace, n);
-    multiply_rows(count, m, n, call->input[X].data, call->workspace, bias ? 1 : 0, y);
+    multiply_rows(count, m, n, call->input[X].data, call->workspace, bias, false, y);
   } else {
+    if (bias) {
+#pragma omp parallel for
+      for (int64_t row = 0; row < count; row++) memcpy(y + row * n, bias, (size_t)n * sizeof(real));
+    }
     comba_gemm('N', 'T', count, n, m, 1, call->input[X].data, m, call->input[WEIGHT].data, m, bias ? 1 : 0, y, n);
   }
 }
@@ -100,7 +103,7 @@ static void backward(const comba_call *call) {
   real *dbias = call->input_gradient[BIAS].data;
   const real keep = call->accumulate[X] ? 1 : 0;
   if (dx && by_rows(count, n, m))
-    multiply_rows(count, n, m, dy, call->input[WEIGHT].data, keep, dx);
+    multiply_rows(count, n, m, dy, call->input[WEIGHT].data, NULL, call->accumulate[X], dx);
   else if (dx)
     comba_gemm('N', 'N', count, m, n, 1, dy, n, call->input[WEIGHT].data, m, keep, dx, m);
   if (dweight && sum_blocks(count, n, m) > 1)
