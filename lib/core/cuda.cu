@@ -7,7 +7,7 @@
 #include <string.h>
 
 static struct {
-  bool open;
+  bool open, clusters; /* clusters: of blocks, from compute capability 9.0 on */
   cudaStream_t stream;
   int64_t shared_bytes;
   int processors;
@@ -80,6 +80,7 @@ comba_status comba_cuda_open() {
     return comba_fail(COMBA_ERROR_UNSUPPORTED,
                       "%s has compute capability %d.%d, expected at least 8.0; use --device cpu", properties.name,
                       properties.major, properties.minor);
+  device.clusters = properties.major >= 9;
   device.shared_bytes = (int64_t)properties.sharedMemPerBlockOptin;
   device.processors = properties.multiProcessorCount;
   error = cudaFuncGetAttributes(&attributes, sum_rows); /* fails where no kernel is for this GPU */
@@ -333,6 +334,9 @@ comba_status comba_cuda_record(void **recording, void (*run)(void *context), voi
   return error == cudaSuccess ? COMBA_OK : fail(error, "recording a step");
 }
 
+bool comba_cuda_clusters() {
+  return device.clusters;
+}
 int comba_cuda_processors() {
   return device.processors;
 }

@@ -91,6 +91,26 @@ void comba_cuda_zero(void *data, size_t bytes);
 /* Bytes of shared memory that a block may have: 163 KB on sm_80, 227 KB on sm_90 and sm_100, and where there is no GPU. */
 int64_t comba_cuda_shared_bytes();
 int comba_cuda_processors();
+/* Whether the GPU has clusters of blocks. */
+bool comba_cuda_clusters();
+
+/* `bytes` of dynamic shared memory. `cluster`: of so many neighbouring blocks, which may wait for one another; 1: none */
+template <class... P, class... A>
+void comba_cuda_launch_clusters(const char *what, void (*kernel)(P...), dim3 grid, int threads, size_t bytes,
+                                unsigned cluster, const A &...arguments) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = cluster;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = (unsigned)threads;
+  config.dynamicSmemBytes = bytes;
+  config.stream = comba_cuda_stream();
+  config.attrs = &attribute;
+  config.numAttrs = cluster > 1;
+  comba_cuda_note(cudaLaunchKernelEx(&config, kernel, arguments...), what);
+}
 
 /* Launches a block a processor, all of which are there at once (cuda_grid_wait.h). `bytes` of dynamic shared memory */
 template <class... P, class... A>

@@ -185,7 +185,6 @@ static __device__ __noinline__ void load_chunk(const mlp_problem &p, const mlp_t
 template <class T> static __global__ void __launch_bounds__(THREADS) walk(const mlp_problem p) {
   extern __shared__ int4 shared[];
   __shared__ mlp_tokens token;
-  comba_chain_wait();
   const mlp_task t = task_of(p);
   const int64_t P = p.P, F = p.F, end = t.phase + t.length;
   cuda_mlp_chunk s;
@@ -221,7 +220,7 @@ template <class K> static void launch(K kernel, mlp_problem p, const mlp_arena &
   const unsigned blocks = (unsigned)(p.sequences * p.heads * p.slices);
   p.scratch_size = used.global_used;
   comba_cuda_note(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), what);
-  comba_chain(what, kernel, blocks, THREADS, bytes, (unsigned)p.slices, p);
+  comba_cuda_launch_clusters(what, kernel, blocks, THREADS, bytes, (unsigned)p.slices, p);
 }
 
 template <class T> static void forward(const comba_call *call) {
@@ -285,7 +284,6 @@ static __device__ void store_gradients(const mlp_problem &p, const mlp_task &t, 
 template <class T> static __global__ void __launch_bounds__(THREADS) walk_back(const mlp_problem p) {
   extern __shared__ int4 shared[];
   __shared__ mlp_tokens token;
-  comba_chain_wait();
   const mlp_task t = task_of(p);
   const int64_t P = p.P, F = p.F, chunks = chunk_count(t, p.chunk);
   const bool inside = (t.phase + t.length) % p.chunk;
