@@ -100,13 +100,24 @@ static __device__ inline void product_step(float (&large)[N][4], float (&rest)[N
   }
 }
 
-/* put(i, j, sum) for the elements of a b from (row, column) on, 16 rows and 8 N columns of them, by a warp */
-template <int N, class F>
+/* put(i, j, sum, old) for the elements of a b from (row, column) on, 16 rows and 8 N columns of them, by a warp; old = get(i, j), all of
+ * which are on their way before the product begins. */
+template <int N, class G, class F>
 static __device__ inline void product_tile(int m, int n, int k, const block_factor &a, const block_factor &b, int row,
-                                           int column, F put) {
+                                           int column, G get, F put) {
   const int in_row = threadIdx.x % 32 / 4, in_k = threadIdx.x % 4;
   const float *left[2], *right[N];
-  float large[N][4] = {}, rest[N][4] = {};
+  float large[N][4] = {}, rest[N][4] = {}, old[N][4];
+  const auto each = [&](auto visit) {
+#pragma unroll
+    for (int i = 0; i < N; i++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        const int to_row = row + in_row + e / 2 * 8, to_column = column + i * 8 + in_k * 2 + e % 2;
+        if (to_row < m && to_column < n) visit(i, e, to_row, to_column);
+      }
+  };
+  each([&](int i, int e, int to_row, int to_column) { old[i][e] = get(to_row, to_column); });
 #pragma unroll
   for (int half = 0; half < 2; half++)
     left[half] = a.data + min(row + in_row + half * 8, m - 1) * a.row + in_k * a.column;
@@ -122,48 +133,95 @@ static __device__ inline void product_tile(int m, int n, int k, const block_fact
     for (int i = 0; i < N; i++) right[i] += 8 * b.row;
   }
   if (at < k) product_step<N>(large, rest, left, a.column, right, b.row, at + in_k < k, at + in_k + 4 < k);
-#pragma unroll
-  for (int i = 0; i < N; i++)
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-      const int to_row = row + in_row + e / 2 * 8, to_column = column + i * 8 + in_k * 2 + e % 2;
-      if (to_row < m && to_column < n) put(to_row, to_column, large[i][e] + rest[i][e]);
-    }
+  each([&](int i, int e, int to_row, int to_column) { put(to_row, to_column, large[i][e] + rest[i][e], old[i][e]); });
 }
 
-template <int N, class F>
-static __device__ inline void product_tiles(int m, int n, int k, const block_factor &a, const block_factor &b, F put) {
+template <int N, class G, class F>
+static __device__ inline void product_tiles(int m, int n, int k, const block_factor &a, const block_factor &b, G get,
+                                            F put) {
   const int rows = (m + 15) / 16, columns = (n + 8 * N - 1) / (8 * N), warps = blockDim.x / 32;
   for (int tile = threadIdx.x / 32; tile < rows * columns; tile += warps)
-    product_tile<N>(m, n, k, a, b, tile % rows * 16, tile / rows * 8 * N, put);
+    product_tile<N>(m, n, k, a, b, tile % rows * 16, tile / rows * 8 * N, get, put);
 }
 
-/* put(i, j, sum) for each element of a b, (m,k) (k,n); without waiting for the block */
-template <class F>
-static __device__ inline void start_product(int64_t m, int64_t n, int64_t k, const block_factor &a,
-                                            const block_factor &b, F put) {
-  const int tiles = (int)((m + 15) / 16 * ((n + 7) / 8)), warps = blockDim.x / 32;
+/* put(i, j, sum, get(i, j)) for each element of a b, (m,k) (k,n); without waiting for the block */
+template <class G, class F>
+static __device__ inline void start_update(int m, int n, int k, const block_factor &a, const block_factor &b, G get,
+                                           F put) {
+  const int tiles = (m + 15) / 16 * ((n + 7) / 8), warps = blockDim.x / 32;
   if (tiles >= 4 * warps)
-    product_tiles<4>((int)m, (int)n, (int)k, a, b, put);
+    product_tiles<4>(m, n, k, a, b, get, put);
   else if (tiles >= 2 * warps)
-    product_tiles<2>((int)m, (int)n, (int)k, a, b, put);
+    product_tiles<2>(m, n, k, a, b, get, put);
   else
-    product_tiles<1>((int)m, (int)n, (int)k, a, b, put);
+    product_tiles<1>(m, n, k, a, b, get, put);
+}
+template <class G, class F>
+static __device__ inline void block_update(int m, int n, int k, const block_factor &a, const block_factor &b, G get,
+                                           F put) {
+  start_update(m, n, k, a, b, get, put);
+  __syncthreads();
+}
+
+/* put(i, j, sum) */
+template <class F>
+static __device__ inline void start_product(int m, int n, int k, const block_factor &a, const block_factor &b, F put) {
+  start_update(
+      m, n, k, a, b, [](int, int) { return 0.0f; }, [&](int i, int j, float sum, float) { put(i, j, sum); });
 }
 template <class F>
-static __device__ inline void block_product(int64_t m, int64_t n, int64_t k, const block_factor &a,
-                                            const block_factor &b, F put) {
+static __device__ inline void block_product(int m, int n, int k, const block_factor &a, const block_factor &b, F put) {
   start_product(m, n, k, a, b, put);
   __syncthreads();
 }
 
-/* c (m,n) = beta c + alpha a b, c not read where beta is 0 */
-static __device__ __noinline__ void block_product(int64_t m, int64_t n, int64_t k, float alpha, block_factor a,
-                                                  block_factor b, float beta, float *c) {
-  block_product(m, n, k, a, b, [=](int i, int j, float sum) {
-    float *to = c + i * n + j;
-    *to = (beta != 0 ? beta * *to : 0) + alpha * sum;
-  });
+/* to (m,n), rows `stride` apart, += factor a b */
+static __device__ inline void start_sum(int m, int n, int k, const block_factor &a, const block_factor &b, float factor,
+                                        float *to, int stride) {
+  start_update(
+      m, n, k, a, b, [=](int i, int j) { return to[i * stride + j]; },
+      [=](int i, int j, float sum, float old) { to[i * stride + j] = old + factor * sum; });
+}
+static __device__ inline void block_sum_product(int m, int n, int k, const block_factor &a, const block_factor &b,
+                                                float factor, float *to, int stride) {
+  start_sum(m, n, k, a, b, factor, to, stride);
+  __syncthreads();
+}
+
+/* ---- Rows of activations -------------------------------------------------------------------------------------------- */
+
+/* What no thread writes while the kernel runs: such loads need not wait for stores before them. */
+static __device__ inline float load_constant(const float *from) {
+  return __ldg(from);
+}
+static __device__ inline float load_constant(const bfloat16 *from) {
+  return (float)__ldg(from);
+}
+
+/* put(row, column, get(row, column)), four of a thread on their way at once; without waiting for the block */
+template <class G, class F> static __device__ inline void start_map(int rows, int columns, G get, F put) {
+  const int warps = blockDim.x / 32;
+  for (int row = threadIdx.x / 32; row < rows; row += 2 * warps)
+    for (int column = threadIdx.x % 32; column < columns; column += 64) {
+      float value[4];
+      const auto each = [&](auto visit) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const int to_row = row + i / 2 * warps, to_column = column + i % 2 * 32;
+          if (to_row < rows && to_column < columns) visit(i, to_row, to_column);
+        }
+      };
+      each([&](int i, int to_row, int to_column) { value[i] = get(to_row, to_column); });
+      each([&](int i, int to_row, int to_column) { put(to_row, to_column, value[i]); });
+    }
+}
+template <class G, class F> static __device__ inline void block_map(int rows, int columns, G get, F put) {
+  start_map(rows, columns, get, put);
+  __syncthreads();
+}
+/* to (rows,columns), rows `stride` apart, = get(row, column); without waiting for the block */
+template <class G> static __device__ inline void start_load(int rows, int columns, float *to, int stride, G get) {
+  start_map(rows, columns, get, [=](int row, int column, float value) { to[row * stride + column] = value; });
 }
 
 #endif

@@ -147,11 +147,9 @@ static inline __device__ void load_tokens(const memory_problem &p, const memory_
 template <class T>
 static __device__ inline void load_rows(const memory_problem &p, const memory_chunk &x, const void *from, int width,
                                         float *to, int stride) {
-  const int lane = threadIdx.x % 32;
-  for (int i = threadIdx.x / 32; i < x.n; i += WARPS) {
-    const T *row = (const T *)from + (x.row + i * p.heads) * width;
-    for (int c = lane; c < width; c += 32) to[i * stride + c] = from ? load(row + c) : 0;
-  }
+  const T *first = (const T *)from + x.row * width;
+  const int64_t step = p.heads * width;
+  start_load(x.n, width, to, stride, [=](int i, int c) { return from ? load_constant(first + i * step + c) : 0; });
 }
 
 /* Queries or keys (n,R), with a 1 where there is a bias. */
@@ -163,12 +161,13 @@ static __device__ inline void load_keys(const memory_problem &p, const memory_ch
 
 template <class T>
 static __device__ inline void load_targets(const memory_problem &p, const memory_chunk &x, float *to) {
-  const int lane = threadIdx.x % 32;
-  for (int i = threadIdx.x / 32; i < x.n; i += WARPS) {
-    const int64_t row = (x.row + i * p.heads) * p.V;
-    const T *v = (const T *)p.input[VALUE] + row, *k = (const T *)p.input[KEY] + row;
-    for (int c = lane; c < p.V; c += 32) to[i * p.value_row + c] = load(v + c) - (p.residual ? load(k + c) : 0);
-  }
+  const T *v = (const T *)p.input[VALUE] + x.row * p.V, *k = (const T *)p.input[KEY] + x.row * p.V;
+  const int64_t step = p.heads * p.V;
+  const bool residual = p.residual;
+  start_load(x.n, p.V, to, p.value_row, [=](int i, int c) {
+    const int64_t at = i * step + c;
+    return load_constant(v + at) - (residual ? load_constant(k + at) : 0);
+  });
 }
 
 /* to (B T,H,width) at the chunk = or += from (n,width) */

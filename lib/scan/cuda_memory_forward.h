@@ -81,21 +81,28 @@ template <class T> static __global__ void __launch_bounds__(THREADS) walk(const 
     inner_loss_forward(t.loss, x.n, m.z, m.target, token.threshold, m.n);
     share_gradients(p, x, end, m);
     saved = x.last ? NULL : saved + p.heads * matrices(p) * size;
-    block_product(R, V, x.n, transposed(m.k, p.key_row), rows_of(m.n, p.value_row), [&](int i, int j, float sum) {
-      float *to = m.A + i * row + j;
-      const int at = i * V + j;
-      const float from = end.end * end.f * (*to + (x.fresh ? 0 : x.gathered[at])) +
-                         (p.momentum ? end.end * end.c * m.U[i * row + j] : 0) - sum;
-      if (!x.complete) final_state[size + at] = from - *to;
-      if (x.complete) *to = from + (1 - end.end) * *to;
-      if (saved) saved[at] = *to;
-    });
+    block_update(
+        R, V, x.n, transposed(m.k, p.key_row), rows_of(m.n, p.value_row),
+        [&](int i, int j) { return m.A[i * row + j]; },
+        [&](int i, int j, float sum, float old) {
+          const int at = i * V + j;
+          const float start = old + (x.fresh ? 0 : x.gathered[at]);
+          const float pushed = p.momentum ? end.end * end.c * m.U[i * row + j] : 0;
+          const float moved = end.end * end.f * start + pushed - sum, next = moved + (1 - end.end) * old;
+          if (x.complete)
+            m.A[i * row + j] = next;
+          else
+            final_state[size + at] = moved - old;
+          if (saved) saved[at] = next;
+        });
     if (!p.momentum) continue;
-    block_product(R, V, x.n, transposed(m.k, p.key_row), rows_of(m.pushed, p.value_row), [&](int i, int j, float sum) {
-      float *to = m.U + i * row + j;
-      *to = end.p * *to - sum;
-      if (saved) saved[size + i * V + j] = *to;
-    });
+    block_update(
+        R, V, x.n, transposed(m.k, p.key_row), rows_of(m.pushed, p.value_row),
+        [&](int i, int j) { return m.U[i * row + j]; },
+        [&](int i, int j, float sum, float old) {
+          const float next = m.U[i * row + j] = end.p * old - sum;
+          if (saved) saved[size + i * V + j] = next;
+        });
   }
   block_matrix(R, V, [&](int r, int c) {
     const int at = r * V + c;

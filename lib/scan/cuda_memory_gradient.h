@@ -235,42 +235,51 @@ template <class T> static __global__ void __launch_bounds__(THREADS) walk_back(c
     __syncthreads();
     find_end(x, token, &end);
     __syncthreads();
+    const auto dn_at = [&](int i, int j) { return m.dn[i * p.value_row + j]; };
     if (p.momentum)
-      block_product(x.n, V, R, rows_of(m.k, p.key_row), rows_of(m.GU, row),
-                    [&](int i, int j, float sum) { m.dn[i * p.value_row + j] -= end.to_velocity[i] * sum; });
-    block_product(x.n, V, R, rows_of(m.k, p.key_row), rows_of(m.G, row), [&](int i, int j, float sum) {
-      float *to = m.dn + i * p.value_row + j;
-      p.dn[(x.row + i * p.heads) * V + j] = *to -= end.to_memory[i] * sum;
+      block_update(
+          x.n, V, R, rows_of(m.k, p.key_row), rows_of(m.GU, row), dn_at,
+          [&](int i, int j, float sum, float old) { m.dn[i * p.value_row + j] = old - end.to_velocity[i] * sum; });
+    block_update(x.n, V, R, rows_of(m.k, p.key_row), rows_of(m.G, row), dn_at, [&](int i, int j, float sum, float old) {
+      const float dn = m.dn[i * p.value_row + j] = old - end.to_memory[i] * sum;
+      p.dn[(x.row + i * p.heads) * V + j] = dn;
     });
     inner_loss_backward<CHUNK>(t.loss, x.n, m.z, m.target, token.threshold, m.dn, m.dz, m.dtarget,
                                token_gradient.threshold, NULL, NULL);
     if (p.momentum)
-      block_matrix(R, V, [&](int r, int c) {
-        float *to = m.GU + r * row + c;
-        *to = end.p * *to + end.end * end.c * m.G[r * row + c] + read_gradient[size + r * V + c];
-        if (saved) saved[size + r * V + c] = *to;
-      });
+      block_map(
+          R, V, [&](int r, int c) { return load_constant(read_gradient + size + r * V + c); },
+          [&](int r, int c, float reading) {
+            float *to = m.GU + r * row + c;
+            const float next = *to = end.p * *to + end.end * end.c * m.G[r * row + c] + reading;
+            if (saved) saved[size + r * V + c] = next;
+          });
     if (p.mapped) {
       block_product(R, V, x.n, transposed(m.k, p.key_row), rows_of(m.dz, p.value_row),
                     [&](int i, int j, float sum) { m.read[i * row + j] = sum; });
       map_memory(p.map, R, V, memory, m.memory);
       map_backward(p.map, R, V, memory, m.memory, m.read);
     }
-    /* through the chunk's end, past it, by reading, and through the rows n */
-    const auto pass = [&](int i, int j, float sum) {
-      float *to = m.G + i * row + j;
+    /* through the chunk's end, past it, and by reading; then through the rows n */
+    const float kept = end.end * end.f + (x.complete ? 1 - end.end : 0);
+    const auto pass = [&](int i, int j) {
       const int at = i * V + j;
-      const float before = *to, through = end.end * end.f * before;
-      const float past = x.complete ? (1 - end.end) * before : (t.given ? t.given[at] - t.given[size + at] : 0);
-      if (to_state && !c)
-        put(to_state + size + at, x.fresh ? 0 : through + p.gathered_gradient[blockIdx.x * size + at], accumulate);
-      *to = through + past + read_gradient[at] + sum;
-      if (saved) saved[at] = *to;
+      const float past = x.complete || !t.given ? 0 : t.given[at] - t.given[size + at];
+      return kept * m.G[i * row + j] + past + load_constant(read_gradient + at);
+    };
+    const auto pass_gathered = [&](int i, int j) {
+      const int64_t at = blockIdx.x * size + i * V + j;
+      return x.fresh ? 0 : end.end * end.f * m.G[i * row + j] + p.gathered_gradient[at];
+    };
+    const auto add = [&](int i, int j, float sum, float old) {
+      if (to_state && !c) put(to_state + size + i * V + j, pass_gathered(i, j), accumulate);
+      m.G[i * row + j] = old + sum;
+      if (saved) saved[i * V + j] = old + sum;
     };
     if (p.mapped)
-      block_matrix(R, V, [&](int r, int c) { pass(r, c, m.read[r * row + c]); });
+      block_map(R, V, pass, [&](int r, int c, float old) { add(r, c, m.read[r * row + c], old); });
     else
-      block_product(R, V, x.n, transposed(m.k, p.key_row), rows_of(m.dz, p.value_row), pass);
+      block_update(R, V, x.n, transposed(m.k, p.key_row), rows_of(m.dz, p.value_row), pass, add);
   }
   block_matrix(R, V, [&](int r, int c) {
     const int at = r * V + c;
@@ -516,8 +525,8 @@ template <class T> static __global__ void __launch_bounds__(THREADS, 2) finish(c
   }
   gates_backward(p, x, token, m, memory, G, &gradient);
   if (p.mapped) map_memory(p.map, R, V, memory, m.memory);
-  block_product(n, R, V, rows_of(m.dz, p.value_row), transposed(p.mapped ? m.memory : memory, V),
-                [&](int i, int j, float sum) { m.dk[i * p.key_row + j] += sum; });
+  block_sum_product(n, R, V, rows_of(m.dz, p.value_row), transposed(p.mapped ? m.memory : memory, V), 1, m.dk,
+                    p.key_row);
   if (p.residual) block_matrix(n, V, [&](int i, int c) { m.dk[i * p.key_row + c] -= m.dtarget[i * p.value_row + c]; });
   mask_backward(p, x, token, m.mask, m.gradient, &gradient);
 

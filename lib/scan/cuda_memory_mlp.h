@@ -221,8 +221,7 @@ static __device__ inline void apply_layer(int n, const mlp_layer &l, const float
 /* w += factor x^T y, b += factor sum of y over n rows */
 static __device__ __noinline__ void add_outer(int n, float factor, const float *x, int x_row, const float *y, int y_row,
                                               mlp_layer l) {
-  start_product(l.in, l.out, n, transposed(x, x_row), rows_of(y, y_row),
-                [&](int i, int c, float sum) { l.w[i * l.row + c] += factor * sum; });
+  start_sum(l.in, l.out, n, transposed(x, x_row), rows_of(y, y_row), factor, l.w, l.row);
   if (l.b)
     for (int c = threadIdx.x; c < l.out; c += THREADS) {
       float sum = 0;
@@ -252,8 +251,7 @@ static __device__ __noinline__ void read_layer_backward(cuda_mlp_chunk *s, mlp_l
   float *masked = s->masked;
   if (own) {
     mask_scores(*s, score, masked);
-    block_product(n, out, n, transposed(masked, square), rows_of(dy, y_row),
-                  [&](int i, int c, float sum) { dgradient[i * y_row + c] -= sum; });
+    block_sum_product(n, out, n, transposed(masked, square), rows_of(dy, y_row), -1, dgradient, y_row);
   }
   block_product(n, n, out, rows_of(dy, y_row), transposed(gradient, y_row), [&](int i, int j, float sum) {
     const int at = i * square + j;
@@ -262,8 +260,7 @@ static __device__ __noinline__ void read_layer_backward(cuda_mlp_chunk *s, mlp_l
   });
   start_product(n, in, n, rows_of(masked, square), rows_of(x_key, x_row),
                 [&](int i, int c, float sum) { dx[i * x_row + c] = sum; });
-  block_product(n, in, n, transposed(masked, square), rows_of(x, x_row),
-                [&](int i, int c, float sum) { dx_key[i * x_row + c] += sum; });
+  block_sum_product(n, in, n, transposed(masked, square), rows_of(x, x_row), 1, dx_key, x_row);
   if (s->phase) {
     apply_layer(n, gathered, x, x_row, [&](int i, int c, float y) { product[i * y_row + c] = y; });
     block_rows(n, [&](int64_t i, int lane) {
@@ -274,8 +271,7 @@ static __device__ __noinline__ void read_layer_backward(cuda_mlp_chunk *s, mlp_l
       t->dplace[i] -= along;
       t->from_state[i] -= t->place[i] * along;
     });
-    block_product(n, in, out, rows_of(product, y_row), transposed(gathered.w, gathered.row),
-                  [&](int i, int c, float sum) { dx[i * x_row + c] -= sum; });
+    block_sum_product(n, in, out, rows_of(product, y_row), transposed(gathered.w, gathered.row), -1, dx, x_row);
     add_outer(n, -1, x, x_row, product, y_row, dgathered);
   }
   if (s->retention) {
@@ -289,8 +285,7 @@ static __device__ __noinline__ void read_layer_backward(cuda_mlp_chunk *s, mlp_l
     for (int i = 0; i < n; i++) s->dkept += t->lag[i] * t->along[i];
   }
   block_matrix(n, out, [&](int i, int c) { dy[i * y_row + c] *= t->keep[i]; });
-  block_product(n, in, out, rows_of(dy, y_row), transposed(l.w, l.row),
-                [&](int i, int c, float sum) { dx[i * x_row + c] += sum; });
+  block_sum_product(n, in, out, rows_of(dy, y_row), transposed(l.w, l.row), 1, dx, x_row);
 }
 
 /* Of sum_j e_nj a_j (x_j^T gradient_j, gradient_j), from `dsum` times `factor`: dx and dgradient, overwritten, and inner, added to. */
@@ -418,8 +413,7 @@ static __device__ __noinline__ void read_memory(cuda_mlp_chunk *s, bool output) 
   gather_parts(*s, parts, n, s->F, narrow, s->o);
   __syncthreads();
   mask_scores(*s, s->score2, s->masked);
-  block_product(n, s->F, n, rows_of(s->masked, square), rows_of(s->n2, narrow),
-                [&](int i, int c, float sum) { s->o[i * narrow + c] -= sum; });
+  block_sum_product(n, s->F, n, rows_of(s->masked, square), rows_of(s->n2, narrow), -1, s->o, narrow);
 }
 
 /* A, or what is gathered, after the tokens. */
@@ -551,15 +545,15 @@ static inline __device__ void chunk_backward(cuda_mlp_chunk *s, float *dweight, 
     const int at = i * wide + c;
     dz1[at] += (dx2[at] + sum) * s->slope[at];
   });
-  block_product(n, s->F, s->M, rows_of(dz1, wide), transposed(first.w, first.row), [&](int i, int c, float sum) {
-    dk[i * narrow + c] += sum - (s->rank ? 0 : s->dtarget[i * narrow + c]);
-  });
+  block_update(
+      n, s->F, s->M, rows_of(dz1, wide), transposed(first.w, first.row),
+      [&](int i, int c) { return dk[i * narrow + c] - (s->rank ? 0 : s->dtarget[i * narrow + c]); },
+      [&](int i, int c, float sum, float old) { dk[i * narrow + c] = old + sum; });
 
   const mlp_layer dsecond = second_layer(*s, s->dmemory);
   add_outer(2 * n, 1, s->x, narrow, dz1, wide, first_layer(*s, s->dmemory));
   add_outer(2 * n, 1, x2, wide, dz2, narrow, dsecond);
-  block_product(s->M, s->F, n, transposed(dh, wide), rows_of(s->n2, narrow),
-                [&](int i, int c, float sum) { dsecond.w[i * dsecond.row + c] += sum; });
+  block_sum_product(s->M, s->F, n, transposed(dh, wide), rows_of(s->n2, narrow), 1, dsecond.w, dsecond.row);
   map_layers_backward(*s);
   mlp_mask_backward(*s);
 }

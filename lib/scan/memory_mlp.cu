@@ -160,14 +160,12 @@ static __device__ __noinline__ void load_chunk(const mlp_problem &p, const mlp_t
     token->threshold[i] = threshold ? threshold[first + i * heads] : 0;
     token->along[i] = g < -87 ? 0 : expf(g);
   }
-  block_matrix(n, (int)F, [&](int i, int c) {
-    const int64_t from = (first + i * heads) * F + c;
-    const int at = i * narrow + c;
-    const float key = load(k + from);
-    s->x[at] = key;
-    s->x[n * narrow + at] = load(q + from);
-    s->target[at] = load(v + from) - key;
-  });
+  const int64_t at = first * F, step = heads * F;
+  start_load(n, (int)F, s->x, narrow, [=](int i, int c) { return load_constant(k + at + i * step + c); });
+  start_load(n, (int)F, s->x + n * narrow, narrow, [=](int i, int c) { return load_constant(q + at + i * step + c); });
+  start_load(n, (int)F, s->target, narrow,
+             [=](int i, int c) { return load_constant(v + at + i * step + c) - load_constant(k + at + i * step + c); });
+  __syncthreads();
   block_each(n + 1, [&](int64_t j) { /* what is left of token j, and in the last column of the start, at each token */
                                      float left = 1;
                                      for (int i = 0; i < n; i++) {
@@ -315,9 +313,10 @@ template <class T> static __global__ void __launch_bounds__(THREADS) walk_back(c
       load_chunk<T>(p, t, chunk_start(t, p.chunk, number), &s);
       map_layers(&s);
       const int64_t row = (t.first + s.start) * p.heads + t.head;
-      block_matrix(s.n, s.F, [&](int i, int c) {
-        s.dz2[(s.n + i) * s.narrow + c] = output ? load(output + (row + i * p.heads) * F + c) : 0;
-      });
+      const T *to_output = output ? output + row * F : NULL;
+      start_load(s.n, s.F, s.dz2 + s.n * s.narrow, s.narrow,
+                 [&](int i, int c) { return to_output ? load_constant(to_output + i * p.heads * F + c) : 0; });
+      __syncthreads();
       chunk_backward(&s, s.rank ? NULL : norm_weight, s.rank ? NULL : norm_bias);
       store_gradients<T>(p, t, &s, offset);
     }

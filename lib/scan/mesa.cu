@@ -127,11 +127,9 @@ static __device__ void sum_gates(const mesa_problem &p, const cuda_piece &piece,
 template <class T>
 static __device__ void load_keys(const mesa_problem &p, const cuda_piece &piece, int64_t head, int n, float *to,
                                  int row) {
-  const int lane = threadIdx.x % 32;
-  for (int i = threadIdx.x / 32; i < n; i += WARPS) {
-    const T *k = (const T *)p.k + ((piece.row + i) * p.chunks.heads + head) * p.K;
-    for (int c = lane; c < p.K; c += 32) to[i * row + c] = load(k + c);
-  }
+  const T *k = (const T *)p.k + (piece.row * p.chunks.heads + head) * p.K;
+  const int64_t step = p.chunks.heads * p.K;
+  start_load(n, p.K, to, row, [=](int i, int c) { return load_constant(k + i * step + c); });
 }
 
 /* The states before the chunks of a sequence and head, and the final one: state' = e^total state + sum_j left_j k_j k_j^T. */
@@ -153,10 +151,10 @@ static __global__ void __launch_bounds__(THREADS) pass_states(const mesa_problem
     const cuda_piece next = step < c.steps ? piece_at(c, step, lane) : cuda_piece{};
     const bool more = step < c.steps && next.sequence == sequence && next.count > 0;
     float *to = more ? p.states + ((step * c.lanes + lane) * c.heads + head) * size : final_states + blockIdx.x * size;
-    block_product(K, K, count, transposed(left, row), rows_of(k, row), [&](int i, int j, float sum) {
-      const int at = i * K + j;
-      to[at] = (state ? total * state[at] : 0) + sum;
-    });
+    block_update(
+        K, K, count, transposed(left, row), rows_of(k, row),
+        [&](int i, int j) { return state ? total * state[i * K + j] : 0; },
+        [&](int i, int j, float sum, float old) { to[i * K + j] = old + sum; });
     if (!more) return;
     count = next.count;
     load_keys<T>(p, next, head, count, k, row);
@@ -215,7 +213,7 @@ static __global__ void __launch_bounds__(THREADS, 2) solve_systems(const mesa_pr
   const auto place_of = [&](int i) { return ((piece.row + first + i) * c.heads + head) * K; };
   for (int n = threadIdx.x; n < K; n += THREADS)
     shift[n] = fmaxf(lambda[n], 0) + log1pf(expf(-fabsf(lambda[n]))) + p.lower_bound;
-  if (p.copy_states) block_matrix(K, K, [&](int i, int j) { copy[i * row + j] = states[i * K + j]; });
+  if (p.copy_states) start_load(K, K, copy, row, [&](int i, int j) { return load_constant(states + i * K + j); });
   block_matrix(count, keys, [&](int i, int j) {
     const int t = first + i;
     weights[i * score_row + j] = j > t ? 0 : p.beta[(piece.row + j) * c.heads + head] * decay_of((float)(G[t] - G[j]));
@@ -243,8 +241,7 @@ static __global__ void __launch_bounds__(THREADS, 2) solve_systems(const mesa_pr
     block_product(count, K, K, rows_of(direction, row), state, [&](int i, int j, float sum) {
       product[i * row + j] = decay[i] * sum + shift[j] * direction[i * row + j];
     });
-    block_product(count, K, keys, rows_of(scores, score_row), rows_of(k, row),
-                  [&](int i, int j, float sum) { product[i * row + j] += sum; });
+    block_sum_product(count, K, keys, rows_of(scores, score_row), rows_of(k, row), 1, product, row);
     block_rows(count, [&](int64_t i, int lane) {
       if (!(square[i] > enough[i])) return;
       const float next = descend(K, square[i], product + i * row, x + i * row, r + i * row, direction + i * row);
