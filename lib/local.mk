@@ -22,6 +22,7 @@ library_sources = \
 	lib/core/graph_private.h \
 	lib/core/host_device.h \
 	lib/core/op.h \
+	lib/core/lanes.c \
 	lib/core/parallel.h \
 	lib/core/vector.h \
 	lib/core/plan.c \

@@ -13,6 +13,7 @@ suites = \
 	tests/test_gemm \
 	tests/test_graph \
 	tests/test_images \
+	tests/test_lanes \
 	tests/test_mixers \
 	tests/test_model \
 	tests/test_operators \

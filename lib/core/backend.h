@@ -17,7 +17,7 @@ typedef enum comba_op_id {
 
 /* A node's forward, for a backend that sees several of them. Those of one depth do not depend on one another, and of so many that follow
  * one another none writes where another's operands lie, unless it reads them as well. */
-enum { COMBA_MOST_TOGETHER = 32 };
+enum { COMBA_MOST_TOGETHER = 32, COMBA_BACKEND_LANES = 8 };
 typedef struct comba_forward {
   comba_op_id id;
   int depth;
@@ -35,6 +35,10 @@ typedef struct comba_backend {
   comba_status (*record)(void **recording, void (*run)(void *context), void *context);
   void (*replay)(void *recording);
   void (*forget)(void *recording);
+  /* NULL, or, within a recording: what is queued from here on goes to a lane, behind what that has and behind the parts whose numbers are
+   * given, and may overlap what other lanes have; and it was the part of this number. Lane 0 is that of all other work. */
+  void (*begin_in_lane)(int lane, const int *after, int count);
+  void (*end_in_lane)(int number);
   /* NULL, or the seconds that the device takes for what `run` queues, without what the host takes to queue it. */
   double (*time)(void (*run)(void *context), void *context);
   /* NULL, or runs together as many as it can of `count` forwards that follow one another, from the first on. Returns how many those

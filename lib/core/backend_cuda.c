@@ -77,6 +77,8 @@ static void fill(comba_cuda_type type, const comba_device_memory *memory, const 
       .record = comba_cuda_record,
       .replay = comba_cuda_replay,
       .forget = comba_cuda_forget,
+      .begin_in_lane = comba_cuda_has_lanes() ? comba_cuda_begin_in_lane : NULL,
+      .end_in_lane = comba_cuda_end_in_lane,
       .time = comba_cuda_time,
       .forward_together = comba_cuda_forward_together[type],
   };

@@ -16,8 +16,21 @@ static struct {
   const char *what;
 } device;
 
+/* Streams beside that of the device, which is lane 0, and events: what a lane of this recording begins behind, and what ends a part. */
+static struct {
+  bool used; /* in this recording */
+  int now;   /* lane */
+  bool joined[COMBA_BACKEND_LANES];
+  cudaStream_t stream[COMBA_BACKEND_LANES];
+  cudaEvent_t start, *end;
+  int ends; /* events that there are */
+} lanes;
+
 cudaStream_t comba_cuda_stream() {
-  return device.stream;
+  return lanes.now ? lanes.stream[lanes.now] : device.stream;
+}
+int comba_cuda_lane() {
+  return lanes.used ? lanes.now : -1;
 }
 
 void comba_cuda_note(cudaError_t error, const char *what) {
@@ -315,7 +328,7 @@ static comba_status zero(void *data, size_t bytes) {
 const comba_device_memory comba_cuda_device_memory[COMBA_CUDA_TYPES] = {MEMORY(allocate), MEMORY(allocate_weights)};
 
 void comba_cuda_zero(void *data, size_t bytes) {
-  comba_cuda_note(cudaMemsetAsync(data, 0, bytes, device.stream), "clearing memory");
+  comba_cuda_note(cudaMemsetAsync(data, 0, bytes, comba_cuda_stream()), "clearing memory");
 }
 
 /* ---- Recordings ----------------------------------------------------------------------------------------------------- */
@@ -326,6 +339,8 @@ comba_status comba_cuda_record(void **recording, void (*run)(void *context), voi
   cudaError_t error = cudaStreamBeginCapture(device.stream, cudaStreamCaptureModeThreadLocal);
   if (error == cudaSuccess) {
     run(context);
+    lanes.used = false;
+    lanes.now = 0;
     error = cudaStreamEndCapture(device.stream, &graph);
   }
   if (error == cudaSuccess) error = cudaGraphInstantiate(&executable, graph, 0);
@@ -337,6 +352,54 @@ comba_status comba_cuda_record(void **recording, void (*run)(void *context), voi
 bool comba_cuda_clusters() {
   return device.clusters;
 }
+
+bool comba_cuda_has_lanes() {
+  static const char *wanted = getenv("COMBA_CUDA_LANES"); /* "0": one kernel after another */
+  return !wanted || strcmp(wanted, "0");
+}
+
+/* Streams join a recording by waiting for an event of it. What is created meanwhile is no part of it. */
+static void open_lanes() {
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  comba_cuda_note(cudaThreadExchangeStreamCaptureMode(&mode), "a lane");
+  if (!lanes.start) comba_cuda_note(cudaEventCreateWithFlags(&lanes.start, cudaEventDisableTiming), "an event");
+  for (int i = 1; i < COMBA_BACKEND_LANES; i++) {
+    lanes.joined[i] = false;
+    if (!lanes.stream[i])
+      comba_cuda_note(cudaStreamCreateWithFlags(&lanes.stream[i], cudaStreamNonBlocking), "a stream");
+  }
+  comba_cuda_note(cudaThreadExchangeStreamCaptureMode(&mode), "a lane");
+  comba_cuda_note(cudaEventRecord(lanes.start, device.stream), "a lane");
+  lanes.joined[0] = lanes.used = true;
+}
+
+static bool reserve_ends(int count) {
+  cudaEvent_t *grown = (cudaEvent_t *)realloc(lanes.end, (size_t)count * sizeof *grown);
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  if (!grown) return false;
+  lanes.end = grown;
+  comba_cuda_note(cudaThreadExchangeStreamCaptureMode(&mode), "a lane");
+  for (; lanes.ends < count; lanes.ends++)
+    comba_cuda_note(cudaEventCreateWithFlags(&lanes.end[lanes.ends], cudaEventDisableTiming), "an event");
+  comba_cuda_note(cudaThreadExchangeStreamCaptureMode(&mode), "a lane");
+  return true;
+}
+
+void comba_cuda_begin_in_lane(int lane, const int *after, int count) {
+  if (!lanes.used) open_lanes();
+  lanes.now = lane;
+  if (!lanes.joined[lane]) comba_cuda_note(cudaStreamWaitEvent(comba_cuda_stream(), lanes.start, 0), "a lane");
+  lanes.joined[lane] = true;
+  for (int i = 0; i < count; i++)
+    comba_cuda_note(cudaStreamWaitEvent(comba_cuda_stream(), lanes.end[after[i]], 0), "a lane");
+}
+
+void comba_cuda_end_in_lane(int number) {
+  if (number >= lanes.ends && !reserve_ends(2 * number + 256))
+    return comba_cuda_note(cudaErrorMemoryAllocation, "events of lanes");
+  comba_cuda_note(cudaEventRecord(lanes.end[number], comba_cuda_stream()), "a lane");
+}
+
 int comba_cuda_processors() {
   return device.processors;
 }
@@ -403,7 +466,7 @@ static __global__ void sum_rows(const float *partial, int64_t rows, int64_t n, b
 }
 
 void comba_cuda_sum_rows(const float *partial, int64_t rows, int64_t n, bool accumulate, float *sum) {
-  sum_rows<<<(unsigned)((n + SUM_COLUMNS - 1) / SUM_COLUMNS), SUM_COLUMNS * SUM_GROUPS, 0, device.stream>>>(
+  sum_rows<<<(unsigned)((n + SUM_COLUMNS - 1) / SUM_COLUMNS), SUM_COLUMNS * SUM_GROUPS, 0, comba_cuda_stream()>>>(
       partial, rows, n, accumulate, sum);
 
   comba_cuda_note(cudaGetLastError(), "sums of rows");

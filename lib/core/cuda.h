@@ -42,6 +42,10 @@ extern const comba_device_memory comba_cuda_device_memory[COMBA_CUDA_TYPES];
 comba_status comba_cuda_record(void **recording, void (*run)(void *context), void *context);
 void comba_cuda_replay(void *recording);
 void comba_cuda_forget(void *recording);
+/* comba_backend.begin_in_lane and end_in_lane; COMBA_CUDA_LANES=0 in the environment leaves them out. */
+bool comba_cuda_has_lanes(void);
+void comba_cuda_begin_in_lane(int lane, const int *after, int count);
+void comba_cuda_end_in_lane(int number);
 double comba_cuda_time(void (*run)(void *context), void *context);
 
 /* For measurements: products from now on take answer `rank` of cuBLASLt's heuristic, 0 the best as it expects; and how the last product

@@ -17,6 +17,8 @@ extern "C" {
 typedef __nv_bfloat16 bfloat16;
 
 cudaStream_t comba_cuda_stream();
+/* While a pass is recorded in lanes, that of the stream; else -1. Kernels of two lanes may run at once. */
+int comba_cuda_lane();
 /* Keeps the first error, to be reported by the next read. */
 void comba_cuda_note(cudaError_t error, const char *what);
 

@@ -15,6 +15,7 @@ typedef struct plan {
   comba_cuda_product key; /* without pointers */
   comba_cuda_type type;
   bool float_c, has_bias, aligned; /* aligned: operands begin at multiples of 16 bytes */
+  size_t limit;                    /* of its workspace */
   cublasLtMatmulDesc_t operation;
   cublasLtMatrixLayout_t a, b, c;
   cublasLtMatmulHeuristicResult_t chosen;
@@ -51,7 +52,6 @@ static bool make(plan *p) {
   cublasLtMatmulPreference_t preference = NULL;
   cublasLtMatmulHeuristicResult_t found[COMBA_CUDA_PRODUCT_RANKS];
   int count = 0;
-  const size_t limit = WORKSPACE;
   if (cublasLtMatmulDescCreate(&p->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F) != CUBLAS_STATUS_SUCCESS) return false;
   cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first);
   cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second);
@@ -66,7 +66,8 @@ static bool make(plan *p) {
                         : layout(type, k->k, k->n, k->ldb, k->batch, k->stride_b);
   p->c = layout(c_type, k->m, k->n, k->ldc, k->batch, k->stride_c);
   cublasLtMatmulPreferenceCreate(&preference);
-  cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &limit, sizeof limit);
+  cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &p->limit,
+                                       sizeof p->limit);
   const uint32_t alignment = p->aligned ? 16 : (p->type == COMBA_CUDA_FLOAT32 ? 4 : 2);
   const cublasLtMatmulPreferenceAttributes_t operands[] = {
       CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
@@ -81,7 +82,7 @@ static bool make(plan *p) {
   return true;
 }
 
-static plan *find(const comba_cuda_product *product, comba_cuda_type type, bool float_c) {
+static plan *find(const comba_cuda_product *product, comba_cuda_type type, bool float_c, size_t limit) {
   comba_cuda_product key = *product;
   const bool has_bias = key.bias;
   const bool aligned = !(((uintptr_t)key.a | (uintptr_t)key.b | (uintptr_t)key.c) & 15);
@@ -91,7 +92,7 @@ static plan *find(const comba_cuda_product *product, comba_cuda_type type, bool 
   key.accumulate = false;
   for (int i = 0; i < planned; i++)
     if (plans[i].type == type && plans[i].float_c == float_c && plans[i].has_bias == has_bias &&
-        plans[i].aligned == aligned && !memcmp(&plans[i].key, &key, sizeof key))
+        plans[i].aligned == aligned && plans[i].limit == limit && !memcmp(&plans[i].key, &key, sizeof key))
       return &plans[i];
   if (planned == PLANS) planned = 0; /* so many shapes in one process: begin anew */
   plan *p = &plans[planned];
@@ -101,6 +102,7 @@ static plan *find(const comba_cuda_product *product, comba_cuda_type type, bool 
   p->float_c = float_c;
   p->has_bias = has_bias;
   p->aligned = aligned;
+  p->limit = limit;
   if (!make(p)) return NULL;
   planned++;
   return p;
@@ -130,7 +132,9 @@ void comba_cuda_multiply(const comba_cuda_product *product, comba_cuda_type type
   whole.stride_a = product->stride_a;
   whole.stride_b = product->stride_b;
   whole.stride_c = product->stride_c;
-  plan *p = find(&whole, type, float_c);
+  const int lane = comba_cuda_lane(); /* each has a part of the workspace */
+  const size_t limit = lane < 0 ? WORKSPACE : WORKSPACE / COMBA_BACKEND_LANES;
+  plan *p = find(&whole, type, float_c, limit);
   if (!p) {
     comba_cuda_note(cudaErrorNotSupported, "cuBLASLt has no algorithm for a product");
     return;
@@ -140,9 +144,9 @@ void comba_cuda_multiply(const comba_cuda_product *product, comba_cuda_type type
   if (p->has_bias)
     cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &product->bias,
                                    sizeof product->bias);
-  const cublasStatus_t status =
-      cublasLtMatmul(handle, p->operation, &alpha, product->b, p->b, product->a, p->a, &beta, product->c, p->c,
-                     product->c, p->c, &p->chosen.algo, workspace, WORKSPACE, comba_cuda_stream());
+  const cublasStatus_t status = cublasLtMatmul(
+      handle, p->operation, &alpha, product->b, p->b, product->a, p->a, &beta, product->c, p->c, product->c, p->c,
+      &p->chosen.algo, (char *)workspace + (lane < 0 ? 0 : lane * limit), limit, comba_cuda_stream());
   if (status != CUBLAS_STATUS_SUCCESS) comba_cuda_note(cudaErrorUnknown, "a product by cuBLASLt");
 }
 

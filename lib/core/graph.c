@@ -341,6 +341,7 @@ static comba_forward *list_forwards(const comba_graph *graph) {
 
 static void run_forward(void *context) {
   const comba_graph *graph = context;
+  if (graph->in_lanes && !profiling && comba_graph_run_in_lanes(graph, 0, graph->forward_steps)) return;
   comba_forward *forwards = list_forwards(graph);
   for (int i = 0; i < graph->forward_steps;) {
     const int together = forwards ? graph->backend->forward_together(forwards + i, graph->forward_steps - i) : 0;
@@ -352,6 +353,7 @@ static void run_forward(void *context) {
 
 static void run_backward(void *context) {
   const comba_graph *graph = context;
+  if (graph->in_lanes && !profiling && comba_graph_run_in_lanes(graph, graph->forward_steps, graph->steps)) return;
   for (int i = graph->forward_steps; i < graph->steps; i++) run(graph, &graph->schedule[i]);
 }
 

@@ -56,6 +56,7 @@ struct comba_graph {
   int block, blocks;     /* that nodes are appended to, and how many there were */
   comba_recompute level; /* of the first level_blocks blocks; of the others the one below */
   int level_blocks;
+  bool in_lanes;        /* the passes that are recorded */
   comba_step *schedule; /* forward_steps of forward, then what backward runs */
   int forward_steps, steps;
   void *arena;
@@ -75,6 +76,12 @@ comba_recompute comba_graph_level(const comba_graph *graph, const comba_node *no
 comba_status comba_graph_schedule(comba_graph *graph);
 /* Puts the forward steps of the schedule into the order of depth. */
 comba_status comba_graph_order_by_depth(comba_graph *graph);
+/* Whether passes run in lanes: where the backend has them and steps are small. What a step reads or writes stays for so many steps longer,
+ * or those that take its memory would have to wait. */
+bool comba_graph_has_lanes(const comba_graph *graph);
+enum { COMBA_LANE_STEPS = 16 };
+/* Runs steps first to end - 1 of the schedule in lanes; false where there is no memory to do so, and nothing has run. */
+bool comba_graph_run_in_lanes(const comba_graph *graph, int first, int end);
 /* Appends a storage; -1 with the graph failed if there is no memory. */
 int comba_graph_add_storage(comba_graph *graph, size_t bytes);
 

@@ -12,7 +12,8 @@ enum { ALIGNMENT = 64 };
 static void need(comba_graph *graph, int storage, int time) {
   comba_storage *s = &graph->storage[storage];
   /* of nodes that run together, none may write where an earlier one still reads */
-  const int last = graph->flags & COMBA_GRAPH_TOGETHER ? time + COMBA_MOST_TOGETHER - 1 : time;
+  int last = graph->flags & COMBA_GRAPH_TOGETHER ? time + COMBA_MOST_TOGETHER - 1 : time;
+  if (graph->in_lanes) last += COMBA_LANE_STEPS;
   if (s->first < 0 || time < s->first) s->first = time;
   if (last > s->last) s->last = last;
 }
@@ -307,6 +308,7 @@ comba_status comba_graph_layout(comba_graph *graph) {
   comba_status status = comba_graph_status(graph);
   if (status != COMBA_OK) return status;
   mark_forward(graph);
+  graph->in_lanes = comba_graph_has_lanes(graph);
   COMBA_TRY(derive_backward(graph));
   COMBA_TRY(add_saved(graph));
   COMBA_TRY(comba_graph_schedule(graph));
