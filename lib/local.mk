@@ -355,6 +355,7 @@ cuda_headers = \
 	lib/ops/cuda_gates.h \
 	lib/ops/cuda_grid.h \
 	lib/ops/cuda_l2_norm.h \
+	lib/ops/cuda_rotary.h \
 	lib/ops/cuda_row_span.h \
 	lib/ops/cuda_rows.h \
 	lib/ops/cuda_sequences.h \
@@ -363,6 +364,7 @@ cuda_headers = \
 	lib/ops/cuda_token_step.h \
 	lib/ops/cuda_window.h \
 	lib/scan/cuda_attention.h \
+	lib/scan/cuda_attention_decode.h \
 	lib/scan/cuda_block.h \
 	lib/scan/cuda_chunks.h \
 	lib/scan/cuda_diagonal.h \
@@ -379,6 +381,7 @@ cuda_headers = \
 	lib/scan/cuda_scalar_chunk.h \
 	lib/scan/cuda_scalar_gradient.h \
 	lib/scan/cuda_scalar_private.h \
+	lib/scan/cuda_scalar_token.h \
 	lib/scan/cuda_tile.h
 EXTRA_DIST += $(cuda_sources) $(cuda_headers) lib/core/backend_cuda.c
 if CUDA

@@ -13,7 +13,6 @@
 #include "scan/cuda_tile.h"
 
 enum { FEW_ROWS = 4, SOME_ROWS = 64, FEW_WEIGHTS = 8 };
-enum { FEW_BYTES = 64 << 10 }; /* of x, which is in shared memory */
 
 /* y (rows, n) = x weight^T + bias; rows of x (rows, k) and of the weight (n, k) begin at multiples of 16 bytes */
 template <class T> struct few_rows_weight {
@@ -72,6 +71,11 @@ template <class T> static __device__ inline packet<T, 16 / sizeof(T)> packet_of(
 
 /* ---- Up to four rows ------------------------------------------------------------------------------------------------- */
 
+enum { FEW_COLUMNS = 2, FEW_AHEAD = 16 }; /* of a warp; accesses of a lane that are under way, to all of its columns */
+/* Bytes of shared memory: for what is under way, and x behind it */
+constexpr int few_rows_ring = FEW_AHEAD * STAGE_WORKERS * 16;
+enum { FEW_X = 64 << 10, SHARED_ELSE = 14 << 10 }; /* x at most; what kernels have besides */
+
 /* x to shared memory (M, k) */
 template <class T, int M> static __device__ inline void take_x(const few_rows_product<T> &p, uint4 *shared) {
   constexpr int pack = 16 / sizeof(T);
@@ -91,49 +95,69 @@ template <class T, int M> static __device__ inline void take_x(const few_rows_pr
   wait_for_workers();
 }
 
-/* COLUMNS of a warp at a time; AHEAD accesses to each row that are under way */
-template <class T, int M, int COLUMNS, int AHEAD>
-static __device__ inline void multiply_columns(const few_rows_product<T> &p, uint4 *shared) {
-  constexpr int pack = 16 / sizeof(T), step = 32 * pack, apart = AHEAD * step;
-  const int lane = threadIdx.x % 32, rounds = (p.k + apart - 1) / apart;
-  uint4 w[AHEAD][COLUMNS];
-  const auto fetch = [&](const few_rows_task<T> &of, int i, int c) {
+/* What a lane reads of the weights, in its order: 16 bytes of each of COLUMNS rows at a time, of one task after another. */
+template <class T, int COLUMNS> struct few_rows_reader {
+  static constexpr int pack = 16 / sizeof(T), step = 32 * pack;
+  const few_rows_product<T> &p;
+  int task, begin; /* the warp's first channel of those that come next */
+  const T *row[COLUMNS];
+
+  __device__ few_rows_reader(const few_rows_product<T> &product, int first) : p(product), task(first), begin(0) {
+    find_rows();
+  }
+  __device__ void find_rows() {
+    const few_rows_task<T> of(p, task, COLUMNS);
+    row[0] = of.column < of.own->n ? of.own->weight + (int64_t)of.column * p.k : NULL;
+    if (COLUMNS == 2)
+      row[COLUMNS - 1] = of.column_of_other < of.other->n ? of.other->weight + (int64_t)of.column_of_other * p.k : NULL;
+  }
+  /* zeros where there are none */
+  __device__ void copy(uint4 *to) {
+    const int c = begin + threadIdx.x % 32 * pack;
 #pragma unroll
     for (int j = 0; j < COLUMNS; j++) {
-      const few_rows_weight<T> &from = j < COLUMNS / 2 || COLUMNS == 1 ? *of.own : *of.other;
-      const int column = j < COLUMNS / 2 || COLUMNS == 1 ? of.column + j : of.column_of_other + j - COLUMNS / 2;
-      w[i][j] = load_bits(from.weight + (int64_t)column * p.k + c, c < p.k && column < from.n);
+      const bool there = row[j] && c < p.k;
+      copy_async(to + j * STAGE_WORKERS, there ? row[j] + c : p.of->weight, there);
     }
-  };
-  int task = (int)(threadIdx.x / 32 * gridDim.x + blockIdx.x);
-  few_rows_task<T> of(p, task, COLUMNS);
-#pragma unroll
-  for (int i = 0; i < AHEAD; i++) fetch(of, i, lane * pack + i * step);
+    close_copies();
+    begin += step;
+    if (begin < p.k) return;
+    begin = 0;
+    task += STAGE_WARPS * gridDim.x;
+    find_rows();
+  }
+};
+
+/* COLUMNS of a warp at a time. `ring`: FEW_AHEAD places for 16 bytes of each worker, who copies there what it reads itself */
+template <class T, int M, int COLUMNS>
+static __device__ inline void multiply_columns(const few_rows_product<T> &p, uint4 *x_room, uint4 *ring) {
+  constexpr int pack = 16 / sizeof(T), ahead = FEW_AHEAD / COLUMNS;
+  const int lane = threadIdx.x % 32;
+  int task = (int)(threadIdx.x / 32 * gridDim.x + blockIdx.x), turn = 0;
+  few_rows_reader<T, COLUMNS> reader(p, task);
+  const auto place = [&](int i) { return ring + i % ahead * COLUMNS * STAGE_WORKERS + threadIdx.x; };
+  wait_for_workers(); /* who may still read there what the stage before has in shared memory */
+  for (int i = 0; i < ahead; i++) reader.copy(place(i));
   begin_stage();
-  take_x<T, M>(p, shared);
+  take_x<T, M>(p, x_room);
   for (; task < p.tasks; task += STAGE_WARPS * gridDim.x) {
-    const few_rows_task<T> next(p, task + STAGE_WARPS * (int)gridDim.x, COLUMNS);
     float sum[M][COLUMNS] = {};
-    for (int round = 0; round < rounds; round++)
+    for (int c = lane * pack; c - lane * pack < p.k; c += 32 * pack, turn++) {
+      uint4 *const w = place(turn);
+      wait_for_copies<ahead - 1>();
 #pragma unroll
-      for (int i = 0; i < AHEAD; i++) {
-        const int c = round * apart + i * step + lane * pack;
-        const bool there = c < p.k;
+      for (int m = 0; m < M; m++) {
+        const packet<T, pack> x = packet_of<T>(load_bits(x_room + (min(m, p.rows - 1) * p.k + c) / pack, c < p.k));
 #pragma unroll
-        for (int m = 0; m < M; m++) {
-          const packet<T, pack> x = packet_of<T>(load_bits(shared + (min(m, p.rows - 1) * p.k + c) / pack, there));
+        for (int j = 0; j < COLUMNS; j++) {
+          const packet<T, pack> values = packet_of<T>(w[j * STAGE_WORKERS]);
 #pragma unroll
-          for (int j = 0; j < COLUMNS; j++) {
-            const packet<T, pack> values = packet_of<T>(w[i][j]);
-#pragma unroll
-            for (int e = 0; e < pack; e++) sum[m][j] += x[e] * values[e];
-          }
+          for (int e = 0; e < pack; e++) sum[m][j] += x[e] * values[e];
         }
-        if (round + 1 < rounds)
-          fetch(of, i, c + apart);
-        else
-          fetch(next, i, i * step + lane * pack);
       }
+      reader.copy(w);
+    }
+    const few_rows_task<T> of(p, task, COLUMNS);
 #pragma unroll
     for (int m = 0; m < M; m++) {
 #pragma unroll
@@ -143,11 +167,9 @@ static __device__ inline void multiply_columns(const few_rows_product<T> &p, uin
       if (COLUMNS == 2) put_column(*of.other, m, of.column_of_other, sum[m][COLUMNS - 1]);
       if (COLUMNS == 2 && p.paired) put_swiglu(p, m, of.column, sum[m][0], sum[m][COLUMNS - 1]);
     }
-    of = next;
   }
+  wait_for_copies<0>();
 }
-
-enum { FEW_COLUMNS = 2, FEW_AHEAD = 4, ONE_AHEAD = 8 };
 
 /* Columns of a task: one where that gives warps without work one, too */
 template <class T> static __host__ __device__ int few_rows_columns(const few_rows_product<T> &p, int blocks) {
@@ -157,10 +179,11 @@ template <class T> static __host__ __device__ int few_rows_columns(const few_row
 }
 
 template <class T, int M> static __device__ inline void multiply_few(const few_rows_product<T> &p, uint4 *shared) {
+  uint4 *const x = shared + few_rows_ring / 16;
   if (few_rows_columns(p, gridDim.x) == 1)
-    multiply_columns<T, M, 1, ONE_AHEAD>(p, shared);
+    multiply_columns<T, M, 1>(p, x, shared);
   else
-    multiply_columns<T, M, FEW_COLUMNS, FEW_AHEAD>(p, shared);
+    multiply_columns<T, M, FEW_COLUMNS>(p, x, shared);
 }
 
 /* ---- Up to 64 rows --------------------------------------------------------------------------------------------------- */
@@ -270,11 +293,17 @@ template <int TILES> static __device__ inline void multiply_some(const few_rows_
 
 /* ---- On the host ----------------------------------------------------------------------------------------------------- */
 
+/* Bytes of shared memory for up to FEW_ROWS rows of x; 0 where a GPU has too little */
+static int64_t few_rows_room() {
+  const int64_t left = comba_cuda_shared_bytes() - SHARED_ELSE - few_rows_ring;
+  return left < 0 ? 0 : left < FEW_X ? left : FEW_X;
+}
+
 template <class T> static bool few_rows_fit(int64_t rows, int64_t n, int64_t k) {
   const bool some = sizeof(T) == sizeof(bfloat16) && rows <= SOME_ROWS &&
                     n <= 1 << 13 /* wider ones fill cuBLASLt's tiles */ &&
-                    comba_cuda_shared_bytes() >= (rows <= 32 ? some_rows_bytes<4> : some_rows_bytes<8>);
-  const bool few = rows <= FEW_ROWS && rows * k * (int64_t)sizeof(T) <= FEW_BYTES;
+                    comba_cuda_shared_bytes() >= (rows <= 32 ? some_rows_bytes<4> : some_rows_bytes<8>)+SHARED_ELSE;
+  const bool few = rows <= FEW_ROWS && rows * k * (int64_t)sizeof(T) <= few_rows_room();
   return (few || (some && rows > FEW_ROWS)) && k % (16 / (int)sizeof(T)) == 0 && n < 1 << 30 && k <= 1 << 20;
 }
 

@@ -1,8 +1,9 @@
 /* A step of decoding is hundreds of nodes of so little work that launches would cost more than what they start. Here one kernel goes
  * through many of them: a program of stages, between which its blocks, one a processor, wait for one another. A stage is
  *   products of one input, with the norm that makes the input before (in each block again) and swiglu of their results behind,
- *   operators of tokens (cuda_token_step.h) that follow one another within a block, or
- *   the engine of delta rule and scalar decay.
+ *   operators of tokens (cuda_token_step.h) that follow one another within a block,
+ *   the engine of delta rule and scalar decay, or
+ *   attention of a new token.
  * While blocks wait, the weights and the state that the next stage begins with are on their way to registers and shared memory, and
  * weights of later stages to the L2. */
 #include "ops/cuda_together.h"
@@ -10,6 +11,7 @@
 #include <stddef.h>
 
 #include "ops/cuda_few_rows.h"
+#include "scan/cuda_attention_decode.h"
 #include "scan/cuda_scalar_token.h"
 
 enum {
@@ -19,7 +21,7 @@ enum {
   STAGE_BYTES = 4096,
 };
 
-typedef enum stage_kind { TOKENS, PRODUCT, SCALAR } stage_kind;
+typedef enum stage_kind { TOKENS, PRODUCT, SCALAR, ATTENTION } stage_kind;
 
 /* Bytes that one of the next stages will read */
 typedef struct stage_fetch {
@@ -48,7 +50,7 @@ typedef struct program {
 
 /* ---- On the device --------------------------------------------------------------------------------------------------- */
 
-template <class T> static __device__ __noinline__ void run_tokens(const token_stage &s) {
+template <class T> static __device__ void run_tokens(const token_stage &s) {
   const int blocks = gridDim.x;
   for (int item = (blockIdx.x + blocks - s.block % blocks) % blocks; item < s.tokens * s.groups; item += blocks)
     for (int i = 0; i < s.steps; i++) {
@@ -61,6 +63,38 @@ template <class T> static __device__ __noinline__ void run_tokens(const token_st
       else
         run_by_values<T>(step, part);
     }
+}
+
+/* So many warps a new token and head that each block has one, or that there is less to join where there are many. */
+template <class T, int PIECES> static __device__ void attend_tokens(const attention_tokens &p, uint4 *shared) {
+  attention_room<PIECES, STAGE_WARPS> *room = (attention_room<PIECES, STAGE_WARPS> *)shared;
+  const int heads = (int)p.heads, items = (int)p.batch * heads, shared_by = heads / (int)p.key_heads;
+  const int warps = items > 2 * (int)gridDim.x ? 4 : STAGE_WARPS, teams = STAGE_WARPS / warps;
+  const int warp = threadIdx.x / 32, team = warp / warps;
+  const int64_t place = *p.position % p.capacity, width = p.key_heads * p.D;
+  for (int base = blockIdx.x * teams; base < items; base += gridDim.x * teams) {
+    const int item = min(base + team, items - 1), row = item / heads, head = item % heads;
+    const attention_part<PIECES> part = attend<T, PIECES>(p, row, head, warp % warps, warps);
+    wait_for_workers();
+    put_part(room, part, warp);
+    wait_for_workers();
+    for (int c = threadIdx.x % (warps * 32); c < p.D && base + team < items; c += warps * 32) {
+      store((T *)p.o + item * p.D + c, join_parts(*room, team * warps, warps, c));
+      if (head % shared_by) continue;
+      const int64_t from = row * width + head / shared_by * p.D + c;
+      const int64_t to = (row * p.capacity + place) * width + head / shared_by * p.D + c;
+      p.new_cache_k[to] = load((const T *)p.k + from);
+      p.new_cache_v[to] = load((const T *)p.v + from);
+    }
+  }
+}
+template <class T> static __device__ void attend_tokens(const attention_tokens &p, uint4 *shared) {
+  if (p.D <= 64)
+    attend_tokens<T, 2>(p, shared);
+  else if (p.D <= 128)
+    attend_tokens<T, 4>(p, shared);
+  else
+    attend_tokens<T, 8>(p, shared);
 }
 
 /* ROWS of x in products: up to FEW_ROWS, or tiles of 8 */
@@ -131,6 +165,10 @@ template <class T, int ROWS> static __device__ void work(uint4 *shared, const st
     switch (s.kind) {
     case PRODUCT: multiply<ROWS>(*(const few_rows_product<T> *)(&s + 1), shared); break;
     case SCALAR: pass_scalar<T>(*(const scalar_tokens *)(&s + 1), shared); break;
+    case ATTENTION:
+      begin_stage();
+      attend_tokens<T>(*(const attention_tokens *)(&s + 1), shared);
+      break;
     default: begin_stage(); run_tokens<T>(*(const token_stage *)(&s + 1));
     }
     if (!s.next_bytes) break;
@@ -155,7 +193,8 @@ static __global__ void __launch_bounds__(STAGE_THREADS, 1) run_program(const __g
 
 template <class T, int ROWS> static void launch_rows(const program &p) {
   const auto kernel = run_program<T, ROWS>;
-  const int for_products = ROWS > FEW_ROWS ? some_rows_bytes<ROWS / 8> : FEW_BYTES;
+  const int room = (int)few_rows_room(), for_few = room ? few_rows_ring + room : 0;
+  const int for_products = ROWS > FEW_ROWS ? some_rows_bytes<ROWS / 8> : for_few;
   const int bytes = max(for_products, (int)sizeof(scalar_room) * SCALAR_HALVES);
   comba_cuda_note(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "a step's nodes");
   comba_cuda_launch_grid("a step's nodes", kernel, STAGE_THREADS, bytes, p);
@@ -368,6 +407,14 @@ static bool takes_scalar(const comba_forward *forward, cuda_scalar *c) {
   return is_decoded(c);
 }
 
+/* Attention of one token that leaves the ring alone but for the place of this token, which no other block reads. */
+static bool takes_attention(const comba_forward *forward, attention_tokens *p) {
+  if (forward->id != COMBA_OP_attention_decode) return false;
+  *p = cuda_attention_decode_of(forward->call);
+  return p->length == 1 && p->cache_k == p->new_cache_k && p->cache_v == p->new_cache_v && p->batch <= MOST_TOKENS &&
+         (p->heads == p->key_heads || (p->window && p->window <= p->capacity));
+}
+
 template <class T> static int together(const comba_forward *forwards, int count) {
   writer<T> w;
   int taken = 0;
@@ -377,6 +424,7 @@ template <class T> static int together(const comba_forward *forwards, int count)
     token_run run = {};
     few_rows_product<T> product = {};
     cuda_scalar c;
+    attention_tokens attention;
     const int steps = take_tokens(first, left, &run);
     const int products = take_products(first + steps, left - steps, w.rows, &product);
     if (products && run.steps && takes_norm(product, run.step[run.steps - 1])) {
@@ -388,6 +436,8 @@ template <class T> static int together(const comba_forward *forwards, int count)
       w.append_product(&product, true);
     else if (!steps && takes_scalar(first, &c))
       w.append_scalar(c);
+    else if (!steps && takes_attention(first, &attention))
+      w.append(ATTENTION, true, &attention, sizeof attention);
     else if (!steps)
       break;
     taken += steps + products;

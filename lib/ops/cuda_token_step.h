@@ -11,6 +11,7 @@
 extern "C" {
 #include "ops/closed_loop.h"
 }
+#include "ops/cuda_rotary.h"
 
 enum { AFTER_NORM = 1, P_NORMALIZE = 2, FEEDBACK_DECAY = 4 }; /* choices of closed_loop */
 enum { TAPS = 7, SILU = 8 };                                  /* of a convolution */
@@ -22,10 +23,10 @@ typedef struct token_step {
   comba_op_id op;
   bool by_rows, waits; /* waits: for the block's threads, whose results it reads */
   int rows, d;
-  float number; /* epsilon, or a factor */
-  int choice;   /* of a function; taps of a convolution, and whether silu follows */
-  int turns;    /* rows take turns with so many groups of weights; likewise heads */
-  int thread;   /* of a block, that has the first value: steps of one depth go to different ones */
+  double number; /* epsilon, a factor, or rotary's step */
+  int choice;    /* of a function; taps of a convolution, and whether silu follows */
+  int turns;     /* rows take turns with so many groups of weights; positions after which rotary begins anew */
+  int thread;    /* of a block, that has the first value: steps of one depth go to different ones */
 } token_step;
 
 /* A block's part of a step: so many rows, or values, of all that the tokens have, from `first` on. */
@@ -82,7 +83,7 @@ template <class V, class R>
 static __device__ inline void scale_row(const token_step &s, const row_team &team, float share, V value, R result) {
   float squares = 0;
   for (int j = team.thread; j < s.d; j += team.threads) squares += value(j) * value(j);
-  const float r = rsqrtf(team.sum(squares) * share + s.number);
+  const float r = rsqrtf(team.sum(squares) * share + (float)s.number);
   for (int j = team.thread; j < s.d && team.there; j += team.threads) result(j, value(j) * r);
 }
 
@@ -125,10 +126,24 @@ template <class T> static __device__ inline void convolve_head(const token_step 
     const float z = token.value(sequence, first + j, input);
     squares += z * z;
   }
-  const float r = rsqrtf(team.sum(squares) + s.number);
+  const float r = rsqrtf(team.sum(squares) + (float)s.number);
   for (int j = team.thread; j < s.d && team.there; j += team.threads) {
     store(token.y + row * s.d + j, r * token.value(sequence, first + j, input));
     token.keep(sequence, first + j, input);
+  }
+}
+
+/* Pairs of a head, whose channels are half of the head apart, or neighbours (`choice`) */
+template <class T>
+static __device__ inline void turn_head(const token_step &s, const row_team &team, const T *x, T *y) {
+  const int32_t *position = (const int32_t *)s.in[1];
+  const int64_t n = position ? *position : 0;
+  const int apart = s.choice ? 1 : s.d / 2, stride = s.choice ? 2 : 1;
+  for (int j = team.thread; j < s.d / 2 && team.there; j += team.threads) {
+    const float2 angle = cosine_and_sine(s.number, s.turns ? n % s.turns : n, j);
+    const float one = load(x + j * stride), other = load(x + j * stride + apart);
+    store(y + j * stride, one * angle.x - other * angle.y);
+    store(y + j * stride + apart, other * angle.x + one * angle.y);
   }
 }
 
@@ -141,6 +156,7 @@ template <class T> static __device__ inline void run_by_rows(const token_step &s
     const float *w = weight ? weight + row % s.turns * s.d : NULL;
     switch (s.op) {
     case COMBA_OP_closed_loop: run_closed_loop<T>(s, team, row % s.rows, at); break;
+    case COMBA_OP_rotary: turn_head(s, team, x + at, y + at); break;
     case COMBA_OP_short_convolution: convolve_head<T>(s, team, row); break;
     case COMBA_OP_l2_norm:
       scale_row(
@@ -174,11 +190,11 @@ template <class T> static __device__ inline void run_by_values(const token_step 
     break;
   case COMBA_OP_activation:
     each_value(s, part, [&](int64_t i, int) {
-      store(y + i, s.number * activation_value((comba_function)s.choice, load(x + i)));
+      store(y + i, (float)s.number * activation_value((comba_function)s.choice, load(x + i)));
     });
     break;
   case COMBA_OP_sigmoid_gate:
-    each_value(s, part, [&](int64_t i, int) { ((float *)y)[i] = s.number * precise_sigmoid(load(x + i)); });
+    each_value(s, part, [&](int64_t i, int) { ((float *)y)[i] = (float)s.number * precise_sigmoid(load(x + i)); });
     break;
   case COMBA_OP_widen: each_value(s, part, [&](int64_t i, int) { ((float *)y)[i] = load(x + i); }); break;
   case COMBA_OP_narrow: each_value(s, part, [&](int64_t i, int) { store(y + i, ((const float *)x)[i]); }); break;
@@ -232,26 +248,24 @@ static bool describe_step(comba_op_id op, const comba_call *call, int64_t tokens
   case COMBA_OP_activation: {
     const comba_activation_attributes *a = (const comba_activation_attributes *)call->attributes;
     s->choice = a->function;
-    s->number = a->scale == 0 ? 1 : (float)a->scale;
+    s->number = a->scale == 0 ? 1 : a->scale;
     break;
   }
-  case COMBA_OP_sigmoid_gate:
-    s->number = (float)((const comba_sigmoid_gate_attributes *)call->attributes)->scale;
-    break;
+  case COMBA_OP_sigmoid_gate: s->number = ((const comba_sigmoid_gate_attributes *)call->attributes)->scale; break;
   case COMBA_OP_l2_norm:
     s->by_rows = true;
-    s->number = (float)((const comba_norm_attributes *)call->attributes)->epsilon;
+    s->number = ((const comba_norm_attributes *)call->attributes)->epsilon;
     break;
   case COMBA_OP_rms_norm:
     s->by_rows = true;
-    s->number = (float)((const comba_norm_attributes *)call->attributes)->epsilon;
+    s->number = ((const comba_norm_attributes *)call->attributes)->epsilon;
     take_inputs(s, call, 0, 2, 1, -1);
     if (s->in[2]) s->turns = (int)(call->input[1].shape.size[0] / d);
     break;
   case COMBA_OP_gated_rms_norm: {
     const comba_gated_rms_norm_attributes *a = (const comba_gated_rms_norm_attributes *)call->attributes;
     s->by_rows = true;
-    s->number = (float)a->epsilon;
+    s->number = a->epsilon;
     s->choice = a->gate;
     take_inputs(s, call, 0, 1, 2, -1);
     s->turns = (int)(call->input[2].shape.size[0] / d);
@@ -260,10 +274,19 @@ static bool describe_step(comba_op_id op, const comba_call *call, int64_t tokens
   case COMBA_OP_closed_loop: {
     const comba_closed_loop_attributes *a = (const comba_closed_loop_attributes *)call->attributes;
     s->by_rows = true;
-    s->number = (float)a->epsilon;
+    s->number = a->epsilon;
     s->choice = a->after_norm * AFTER_NORM | a->p_normalize * P_NORMALIZE | a->feedback_decay * FEEDBACK_DECAY;
     take_inputs(s, call, 0, 1, 2, 3);
     break;
+  }
+  case COMBA_OP_rotary: {
+    enum { CU_SEQLENS = 2 };
+    const comba_rotary_attributes *a = (const comba_rotary_attributes *)call->attributes;
+    s->by_rows = true;
+    s->number = rotary_step(a, d);
+    s->choice = a->interleaved;
+    s->turns = (int)a->period;
+    return x->size[1] == 1 && !call->input[CU_SEQLENS].data && a->period <= INT32_MAX;
   }
   case COMBA_OP_head_skip: take_inputs(s, call, 0, 1, 2, -1); break;
   case COMBA_OP_decay_gate:
@@ -274,7 +297,7 @@ static bool describe_step(comba_op_id op, const comba_call *call, int64_t tokens
     const comba_short_convolution_attributes *a = (const comba_short_convolution_attributes *)call->attributes;
     take_inputs(s, call, 0, 1, 2, 3);
     s->choice = (int)call->input[1].shape.size[2] | (a->silu ? SILU : 0);
-    s->number = (float)a->epsilon;
+    s->number = a->epsilon;
     if (a->head) {
       s->by_rows = true;
       s->rows = (int)(d / a->head);
