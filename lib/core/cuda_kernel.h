@@ -114,19 +114,21 @@ void comba_cuda_launch_clusters(const char *what, void (*kernel)(P...), dim3 gri
   comba_cuda_note(cudaLaunchKernelEx(&config, kernel, arguments...), what);
 }
 
-/* Launches a block a processor, all of which are there at once (cuda_grid_wait.h). `bytes` of dynamic shared memory */
+/* Launches a block a processor, with `bytes` of dynamic shared memory. `at_once`: they may wait for one another (cuda_grid_wait.h), which
+ * only one such kernel at a time may do. */
 template <class... P, class... A>
-void comba_cuda_launch_grid(const char *what, void (*kernel)(P...), int threads, int bytes, const A &...arguments) {
+void comba_cuda_launch_grid(const char *what, void (*kernel)(P...), int threads, int bytes, bool at_once,
+                            const A &...arguments) {
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeCooperative;
-  attribute.val.cooperative = 1;
+  attribute.val.cooperative = at_once;
   cudaLaunchConfig_t config = {};
   config.gridDim = (unsigned)comba_cuda_processors();
   config.blockDim = (unsigned)threads;
   config.dynamicSmemBytes = (size_t)bytes;
   config.stream = comba_cuda_stream();
   config.attrs = &attribute;
-  config.numAttrs = 1;
+  config.numAttrs = at_once;
   comba_cuda_note(cudaLaunchKernelEx(&config, kernel, arguments...), what);
 }
 

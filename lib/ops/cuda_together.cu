@@ -45,6 +45,7 @@ typedef struct token_stage {
 
 typedef struct program {
   int bytes;
+  bool waits; /* one of its stages */
   alignas(16) unsigned char data[PROGRAM_BYTES - 64];
 } program;
 
@@ -197,7 +198,7 @@ template <class T, int ROWS> static void launch_rows(const program &p) {
   const int for_products = ROWS > FEW_ROWS ? some_rows_bytes<ROWS / 8> : for_few;
   const int bytes = max(for_products, (int)sizeof(scalar_room) * SCALAR_HALVES);
   comba_cuda_note(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "a step's nodes");
-  comba_cuda_launch_grid("a step's nodes", kernel, STAGE_THREADS, bytes, p);
+  comba_cuda_launch_grid("a step's nodes", kernel, STAGE_THREADS, bytes, p.waits, p);
 }
 static void launch(const program &p, int rows, float) {
   rows <= 1 ? launch_rows<float, 1>(p) : launch_rows<float, FEW_ROWS>(p);
@@ -230,6 +231,7 @@ template <class T> struct writer {
     *s = {};
     s->kind = kind;
     s->waits = waits && place;
+    p.waits |= s->waits;
     s->fetch = s->bytes = (int)(sizeof *s + (bytes + 15) / 16 * 16);
     memcpy(s + 1, operands, bytes);
     p.bytes += s->bytes;
