@@ -75,6 +75,15 @@ __device__ inline float block_max(float value) {
   return warp_max(lane < warps ? part[lane] : -INFINITY);
 }
 
+/* Copies into shared memory that go on while the thread works: a group is what was queued since the last, and a thread waits until
+ * `pending` of its groups at most are under way. */
+__device__ inline void close_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int pending> __device__ inline void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+
 /* Runs f(i) for 0 <= i < n, a thread each. */
 enum { COMBA_CUDA_BLOCK = 256 };
 template <class F> __global__ void comba_each_kernel(int64_t n, F f) {

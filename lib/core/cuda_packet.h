@@ -80,14 +80,6 @@ template <class T, int N> __device__ inline void fetch_packet(packet<T, N> *to, 
                  : "memory");
   }
 }
-/* What was fetched since the last call is a group; all but the last `PENDING` groups of the thread have arrived. */
-__device__ inline void fetch_commit() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-template <int PENDING> __device__ inline void fetch_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-}
-
 /* y = or += values */
 template <int N, class T> __device__ inline void put_packet(T *p, const float (&values)[N], bool accumulate) {
   packet<T, N> y;

@@ -142,6 +142,17 @@ static __global__ void __launch_bounds__(L::LANES *L::GROUPS, row_blocks_at_once
   part[threadIdx.x * gridDim.x + blockIdx.x] = sum;
 }
 
+/* ds, dd (heads): the sums of what the blocks left for each head; a warp a sum */
+static __global__ void sum_parts(const float *part, int64_t blocks, int64_t heads, map_target<float> ds,
+                                 map_target<float> dd) {
+  const map_target<float> to = blockIdx.y ? dd : ds;
+  if (!to.data) return;
+  float sum = 0;
+  for (int64_t i = threadIdx.x * heads + blockIdx.x; i < blocks; i += 32 * heads) sum += part[blockIdx.y * blocks + i];
+  sum = warp_sum(sum);
+  if (!threadIdx.x) put(to.data + blockIdx.x, sum, to.accumulate);
+}
+
 template <class T> static void forward(const comba_call *call) {
   const problem p = problem_of(call);
   const T *q = (const T *)call->input[Q].data, *k = (const T *)call->input[K].data;
@@ -161,8 +172,9 @@ template <class T> static void backward(const comba_call *call) {
        (const T *)call->output_gradient[KEY].data, (const T *)call->output_gradient[FEEDBACK].data},
       {(T *)call->input_gradient[Q].data, call->accumulate[Q]},
       {(T *)call->input_gradient[K].data, call->accumulate[K]}};
-  float *part = (float *)call->workspace, *ds = (float *)call->input_gradient[S].data;
-  float *dd = (float *)call->input_gradient[D].data;
+  const map_target<float> ds = {(float *)call->input_gradient[S].data, call->accumulate[S]};
+  const map_target<float> dd = {(float *)call->input_gradient[D].data, call->accumulate[D]};
+  float *part = (float *)call->workspace;
   const int64_t parts = row_parts(p.rows, p.heads, p.n);
   const bool packs = cuda_rows_pack(p.n, rows.from[0], rows.from[1], rows.from[2], rows.from[3], rows.from[4],
                                     rows.dq.data, rows.dk.data);
@@ -171,9 +183,9 @@ template <class T> static void backward(const comba_call *call) {
     run_gradient<L><<<(unsigned)parts, row_threads<L>(), 0, comba_cuda_stream()>>>(p, rows, part);
   });
   comba_cuda_note(cudaGetLastError(), "closed_loop, backward");
-  const auto one = [] __device__(int64_t) { return 1.0f; };
-  if (ds) comba_cuda_sum_products(part, parts / p.heads, p.heads, one, call->accumulate[S], ds);
-  if (dd) comba_cuda_sum_products(part + parts, parts / p.heads, p.heads, one, call->accumulate[D], dd);
+  if (!ds.data && !dd.data) return;
+  sum_parts<<<dim3((unsigned)p.heads, 2), 32, 0, comba_cuda_stream()>>>(part, parts, p.heads, ds, dd);
+  comba_cuda_note(cudaGetLastError(), "closed_loop, sums of heads");
 }
 
 COMBA_CUDA_ROW(closed_loop, infer);

@@ -241,12 +241,12 @@ static __global__ void __launch_bounds__(THREADS, forward_blocks<T, N>)
 #pragma unroll
     for (int k = 0; k < AHEAD; k += GROUP) {
       x.fetch(k, rows - k);
-      fetch_commit();
+      close_copies();
     }
     a.begin(p, n, start, at.row, at.c);
     T *result_row = y + here;
     for (int left = rows, place = 0; left > 0; left -= GROUP, result_row += GROUP * stride) {
-      fetch_wait<AHEAD / GROUP - 1>();
+      wait_for_copies<AHEAD / GROUP - 1>();
 #pragma unroll
       for (int k = 0; k < GROUP; k++) {
         float u[N], result[N];
@@ -266,10 +266,10 @@ static __global__ void __launch_bounds__(THREADS, forward_blocks<T, N>)
         next_row(a.past);
       }
       x.fetch(place, left - AHEAD);
-      fetch_commit();
+      close_copies();
       place = place < AHEAD - GROUP ? place + GROUP : 0;
     }
-    fetch_wait<0>(); /* zeros behind the run's end, whose places the next sequence takes */
+    wait_for_copies<0>(); /* zeros behind the run's end, whose places the next sequence takes */
     at.row += rows;
     if (new_state && at.row == stop) a.keep(p, n, start, stop, at.c, new_state);
   }
@@ -353,7 +353,7 @@ static __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS)
     for (int k = 0; k < AHEAD; k += GROUP) {
       x.fetch(k, read - (W - 1) - k);
       dy.fetch(k, passes - (W - 1) - k);
-      fetch_commit();
+      close_copies();
     }
     a.begin(p, n, start, at.row, at.c);
 #pragma unroll
@@ -368,7 +368,7 @@ static __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS)
     }
     T *dx_row = dx + here;
     for (int due = 0, place = 0; due < rows; due += GROUP, dx_row += GROUP * stride) {
-      fetch_wait<AHEAD / GROUP - 1>();
+      wait_for_copies<AHEAD / GROUP - 1>();
       if (dx && !accumulate && due + GROUP <= rows) {
 #pragma unroll
         for (int k = 0; k < GROUP; k++) {
@@ -388,10 +388,10 @@ static __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS)
       }
       x.fetch(place, read - (W - 1) - AHEAD - due);
       dy.fetch(place, passes - (W - 1) - AHEAD - due);
-      fetch_commit();
+      close_copies();
       place = place < AHEAD - GROUP ? place + GROUP : 0;
     }
-    fetch_wait<0>(); /* zeros behind the run's end, whose places the next sequence takes */
+    wait_for_copies<0>(); /* zeros behind the run's end, whose places the next sequence takes */
     at.row += rows;
   }
   if (!partial) return;

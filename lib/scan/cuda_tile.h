@@ -33,18 +33,11 @@ static __device__ inline void tile_load(T *to, const T *from, int64_t stride, in
   }
 }
 
-/* Copies of 16 bytes into shared memory that go on while the thread works; zeros where there is nothing to copy. A group is what was
- * queued since the last; a thread waits until `pending` of its groups at most are under way. */
+/* A copy of 16 bytes into shared memory that goes on while the thread works; zeros where there is nothing to copy. */
 static __device__ inline void copy_async(void *to, const void *from, bool there) {
   const uint32_t address = (uint32_t)__cvta_generic_to_shared(to);
   const int bytes = there ? 16 : 0;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(bytes) : "memory");
-}
-static __device__ inline void close_copies() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-template <int pending> static __device__ inline void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
 /* tile_load by a block of `threads`, which goes on meanwhile where rows are aligned */
