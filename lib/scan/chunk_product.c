@@ -1,7 +1,7 @@
 /* One tile of C stays in registers over all of k: rows of B are vectors, numbers of A are broadcast, and a transposed A is a
- * matter of strides. A triangle costs half: a tile of a triangular A takes its part of k alone, and of a triangular C only the
- * tiles that reach below the diagonal are computed. For B transposed the roles change: C^T (n,m) = B A^T, with A^T packed BLOCK
- * tokens wide and C^T turned back BLOCK rows at a time, which moves less than turning B would. */
+ * matter of strides. A triangle costs half: a tile of a triangular A takes its part of k alone. For B transposed the roles change:
+ * C^T (n,m) = B A^T, with A^T packed BLOCK tokens wide and C^T turned back BLOCK rows at a time, which moves less than turning B
+ * would. */
 #include "scan/chunk_product.h"
 
 #include "core/gemm.h"
@@ -45,11 +45,10 @@ static inline __attribute__((always_inline)) void tile(int64_t i0, int rows, int
     }
 }
 
-/* Rows from `first` on of `vectors` columns of vectors. */
-static inline __attribute__((always_inline)) void panel(int vectors, int64_t first, int64_t m, int64_t k, left_matrix a,
-                                                        const real *b, int64_t ldb, real alpha, real beta, real *c,
-                                                        int64_t ldc) {
-  int64_t i = first;
+/* `vectors` columns of vectors. */
+static inline __attribute__((always_inline)) void panel(int vectors, int64_t m, int64_t k, left_matrix a, const real *b,
+                                                        int64_t ldb, real alpha, real beta, real *c, int64_t ldc) {
+  int64_t i = 0;
   for (; i + TILE_ROWS <= m; i += TILE_ROWS) tile(i, TILE_ROWS, vectors, k, a, b, ldb, alpha, beta, c, ldc);
   for (; i + 2 <= m; i += 2) tile(i, 2, vectors, k, a, b, ldb, alpha, beta, c, ldc);
   if (i < m) tile(i, 1, vectors, k, a, b, ldb, alpha, beta, c, ldc);
@@ -63,7 +62,7 @@ static void narrow(int64_t m, int64_t n, int64_t k, left_matrix a, const real *b
     for (int64_t j = 0; j < LANES; j++) right[r * LANES + j] = j < n ? b[r * ldb + j] : 0;
   for (int64_t start = 0; start < m; start += CHUNK, a.at += CHUNK * a.row) {
     const int64_t rows = m - start < CHUNK ? m - start : CHUNK;
-    panel(1, 0, rows, k, a, right, LANES, 1, 0, sum, LANES);
+    panel(1, rows, k, a, right, LANES, 1, 0, sum, LANES);
     for (int64_t i = 0; i < rows; i++) {
       real *const to = c + (start + i) * ldc;
       for (int64_t j = 0; j < n; j++) to[j] = (beta == 0 ? 0 : beta * to[j]) + alpha * sum[i * LANES + j];
@@ -71,13 +70,11 @@ static void narrow(int64_t m, int64_t n, int64_t k, left_matrix a, const real *b
   }
 }
 
-/* result LOWER: of C no more than the tiles on and below the diagonal */
-static void multiply(triangle result, int64_t m, int64_t n, int64_t k, left_matrix a, const real *b, int64_t ldb,
-                     real alpha, real beta, real *c, int64_t ldc) {
+static void multiply(int64_t m, int64_t n, int64_t k, left_matrix a, const real *b, int64_t ldb, real alpha, real beta,
+                     real *c, int64_t ldc) {
   int64_t j = 0;
-#define FIRST_ROW (result == LOWER ? j : 0)
-  for (; j + 2 * LANES <= n; j += 2 * LANES) panel(2, FIRST_ROW, m, k, a, b + j, ldb, alpha, beta, c + j, ldc);
-  for (; j + LANES <= n; j += LANES) panel(1, FIRST_ROW, m, k, a, b + j, ldb, alpha, beta, c + j, ldc);
+  for (; j + 2 * LANES <= n; j += 2 * LANES) panel(2, m, k, a, b + j, ldb, alpha, beta, c + j, ldc);
+  for (; j + LANES <= n; j += LANES) panel(1, m, k, a, b + j, ldb, alpha, beta, c + j, ldc);
   if (j < n) narrow(m, n - j, k, a, b + j, ldb, alpha, beta, c + j, ldc);
 }
 
@@ -141,7 +138,7 @@ static void multiply_transposed(int64_t m, int64_t n, int64_t k, const real *a, 
   transpose(m, k, a, lda, packed, BLOCK);
   for (int64_t j = 0; j < n; j += LANES) {
     const int64_t rows = n - j < LANES ? n - j : LANES;
-    multiply(WHOLE, rows, BLOCK, k, (left_matrix){b + j * ldb, ldb, 1, WHOLE}, packed, BLOCK, 1, 0, turned, BLOCK);
+    multiply(rows, BLOCK, k, (left_matrix){b + j * ldb, ldb, 1, WHOLE}, packed, BLOCK, 1, 0, turned, BLOCK);
     if (rows == LANES) {
       unpack(m, turned, alpha, beta, c + j, ldc);
       continue;
@@ -165,7 +162,7 @@ static bool multiply_here(char transpose_a, char transpose_b, int64_t m, int64_t
     return true;
   }
   if (transpose_a == 'T' && m > BLOCK && k > 2 * CHUNK) return false;
-  multiply(WHOLE, m, n, k, left_of(transpose_a, a, lda, WHOLE), b, ldb, alpha, beta, c, ldc);
+  multiply(m, n, k, left_of(transpose_a, a, lda, WHOLE), b, ldb, alpha, beta, c, ldc);
   return true;
 }
 
@@ -173,12 +170,7 @@ void COMBA_VARIANT(comba_chunk_triangle_product)(char transpose_a, int64_t n, in
                                                  const real *a, int64_t lda, const real *b, int64_t ldb, real beta,
                                                  real *c, int64_t ldc) {
   const left_matrix left = left_of(transpose_a, a, lda, transpose_a == 'T' ? UPPER : LOWER);
-  multiply(WHOLE, n, columns, n, left, b, ldb, alpha, beta, c, ldc);
-}
-
-void COMBA_VARIANT(comba_chunk_scores)(int64_t n, int64_t k, real alpha, const real *a, int64_t lda, const real *turned,
-                                       real *c) {
-  multiply(LOWER, n, CHUNK, k, (left_matrix){a, lda, 1, WHOLE}, turned, CHUNK, alpha, 0, c, CHUNK);
+  multiply(n, columns, n, left, b, ldb, alpha, beta, c, ldc);
 }
 
 #else
@@ -194,11 +186,6 @@ void COMBA_VARIANT(comba_chunk_triangle_product)(char transpose_a, int64_t n, in
                                                  const real *a, int64_t lda, const real *b, int64_t ldb, real beta,
                                                  real *c, int64_t ldc) {
   comba_gemm_serial(transpose_a, 'N', n, columns, n, alpha, a, lda, b, ldb, beta, c, ldc);
-}
-
-void COMBA_VARIANT(comba_chunk_scores)(int64_t n, int64_t k, real alpha, const real *a, int64_t lda, const real *turned,
-                                       real *c) {
-  comba_gemm_serial('N', 'N', n, CHUNK, k, alpha, a, lda, turned, CHUNK, 0, c, CHUNK);
 }
 
 #endif

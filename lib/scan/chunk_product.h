@@ -15,17 +15,12 @@ void COMBA_VARIANT(comba_chunk_triangle_product)(char transpose_a, int64_t n, in
                                                  const real *a, int64_t lda, const real *b, int64_t ldb, real beta,
                                                  real *c, int64_t ldc);
 
-/* C (n,CHUNK) = alpha A (n,k) turned (k,CHUNK), on and below the diagonal; what C holds above it is undefined. */
-void COMBA_VARIANT(comba_chunk_scores)(int64_t n, int64_t k, real alpha, const real *a, int64_t lda, const real *turned,
-                                       real *c);
-
 /* to (columns,stride) = from (rows,columns)^T, with zeros from `rows` on; stride a multiple of BLOCK */
 void COMBA_VARIANT(comba_chunk_transpose)(int64_t rows, int64_t columns, const real *from, int64_t from_stride,
                                           real *to, int64_t stride);
 
 #define chunk_product COMBA_VARIANT(comba_chunk_product)
 #define chunk_triangle_product COMBA_VARIANT(comba_chunk_triangle_product)
-#define chunk_scores COMBA_VARIANT(comba_chunk_scores)
 #define chunk_transpose COMBA_VARIANT(comba_chunk_transpose)
 
 #endif

@@ -79,29 +79,38 @@ int64_t COMBA_VARIANT(comba_delta_rule_chunk_scratch)(int64_t K, int64_t V, bool
 
 /* ---- What forward and backward need of a chunk -------------------------------------------------------------------- */
 
+/* Rows [first, first + rows) of C (CHUNK,CHUNK) = alpha A (n,k) turned (k,CHUNK), in blocks up to the diagonal; 0 above. */
+static void lower_rows(int64_t first, int64_t rows, int64_t k, real alpha, const real *a, int64_t lda,
+                       const real *turned, real *c) {
+  const int64_t columns = first + BLOCK;
+  c += first * CHUNK;
+  chunk_product('N', 'N', rows, columns, k, alpha, a + first * lda, lda, turned, CHUNK, 0, c, CHUNK);
+  for (int64_t i = 0; i < rows; i++)
+    for (int64_t j = columns; j < CHUNK; j += LANES) *(vector *)(c + i * CHUNK + j) = (vector){0};
+}
+
 /* score = tril(scale e^{G_i - G_j} q_i k_j) column[j], feedback = stril(e^{P_i - G_j} p_i k_j) row[i] column[j]; rows from n on of
  * feedback are 0. */
 static void find_scores(const delta_rule_head *h, int64_t n, const real *q, const real *k, const real *p,
                         const real *row, const real *column, chunk_scratch *s) {
   const int64_t stride = h->key_stride;
   chunk_transpose(n, h->K, k, stride, s->turned, CHUNK);
-  chunk_scores(n, h->K, h->scale, q, stride, s->turned, s->score);
-  chunk_scores(n, h->K, 1, p, stride, s->turned, s->feedback);
-  for (int64_t i = 0; i < n; i++) {
-    real *score = s->score + i * CHUNK, *feedback = s->feedback + i * CHUNK;
-    const real *decay = s->decay + i * CHUNK, beta = row[i];
-    /* P_i = G_{i-1} before decay; row 0 has no j < i */
-    const real *feedback_decay = h->after_decay || !i ? decay : decay - CHUNK;
-    int64_t block = 0;
-    for (; block <= i; block += BLOCK)
+  for (int64_t first = 0; first < n; first += BLOCK) { /* rows that stay in the first-level cache */
+    const int64_t rows = n - first < BLOCK ? n - first : BLOCK, columns = first + BLOCK;
+    lower_rows(first, rows, h->K, h->scale, q, stride, s->turned, s->score);
+    lower_rows(first, rows, h->K, 1, p, stride, s->turned, s->feedback);
+    for (int64_t i = first; i < first + rows; i++) {
+      real *score = s->score + i * CHUNK, *feedback = s->feedback + i * CHUNK;
+      const real *decay = s->decay + i * CHUNK, beta = row[i];
+      /* P_i = G_{i-1} before decay; row 0 has no j < i */
+      const real *feedback_decay = h->after_decay || !i ? decay : decay - CHUNK;
 #pragma omp simd
-      for (int64_t j = block; j < block + BLOCK; j++) {
+      for (int64_t j = 0; j < columns; j++) {
         const real a = score[j] * decay[j] * column[j], l = feedback[j] * feedback_decay[j] * beta * column[j];
         score[j] = j <= i ? a : 0;
         feedback[j] = j < i ? l : 0;
       }
-    for (; block < CHUNK; block += LANES)
-      *(vector *)(score + block) = *(vector *)(feedback + block) = (vector){0};
+    }
   }
   memset(s->feedback + n * CHUNK, 0, (size_t)((CHUNK - n) * CHUNK) * sizeof(real));
 }
@@ -161,31 +170,40 @@ void COMBA_VARIANT(comba_delta_rule_chunk_forward)(const delta_rule_head *h, rea
 
 /* ---- Backward ----------------------------------------------------------------------------------------------------- */
 
-/* From F_ij = do_i (beta e)_j in score_gradient and H_ij = y_i (beta e)_j in feedback_gradient to the gradients of q_i k_j and
- * p_i k_j, and to the paths between the chunk's own tokens. */
-static void score_gradients(const delta_rule_head *h, int64_t n, const real *betas, chunk_scratch *s,
-                            gate_paths *paths) {
+/* Row i of the gradient of q_i k_j or p_i k_j, j < end, in the place of that of the score */
+static void scale_row(int64_t i, int64_t end, real by, const real *decay, real *matrix) {
+  const int64_t columns = i / BLOCK * BLOCK + BLOCK;
+  real *row = matrix + i * CHUNK;
+#pragma omp simd
+  for (int64_t j = 0; j < columns; j++) {
+    const real x = row[j] * decay[j] * by;
+    row[j] = j < end ? x : 0;
+  }
+}
+
+/* F_ij = do_i (beta e)_j and H_ij = y_i (beta e)_j, with beta e in `turned`, a block of rows at a time from the last; from them the
+ * paths between the chunk's own tokens, and in their place the gradients of q_i k_j and p_i k_j. */
+static void score_gradients(const delta_rule_head *h, int64_t n, const real *betas, const real *output_gradient,
+                            int64_t output_stride, chunk_scratch *s, gate_paths *paths) {
   const int64_t lag = h->after_decay ? 0 : 1; /* feedback at token i reads the state that token i - lag left decayed */
   real paths_from[CHUNK] = {0};               /* entry j: paths from token j to tokens i >= t */
-  for (int64_t t = n - 1; t >= 0; t--) {
-    if (t + lag < n) {
-      const real *feedback = s->feedback + (t + lag) * CHUNK, *gradient = s->feedback_gradient + (t + lag) * CHUNK;
+  for (int64_t first = (n - 1) / BLOCK * BLOCK; first >= 0; first -= BLOCK) {
+    const int64_t rows = n - first < BLOCK ? n - first : BLOCK, columns = first + BLOCK;
+    lower_rows(first, rows, h->V, 1, output_gradient, output_stride, s->turned, s->score_gradient);
+    lower_rows(first, rows, h->V, 1, s->values, h->V, s->turned, s->feedback_gradient);
+    for (int64_t t = first + rows - 1, i = t + lag; t >= first; t--, i--) {
+      const real *decay = s->decay + t * CHUNK;
+      if (i < n) {
+        const real *feedback = s->feedback + i * CHUNK, *gradient = s->feedback_gradient + i * CHUNK;
 #pragma omp simd
-      for (int64_t j = 0; j < CHUNK; j++) paths_from[j] -= j < t ? feedback[j] * gradient[j] : 0;
-    }
-    paths->between[t] = chunk_paths_past(t, s->score + t * CHUNK, s->score_gradient + t * CHUNK, paths_from);
-  }
-  for (int64_t i = 0; i < n; i++) {
-    real *score = s->score_gradient + i * CHUNK, *feedback = s->feedback_gradient + i * CHUNK;
-    const real *decay = s->decay + i * CHUNK, *feedback_decay = i ? decay - lag * CHUNK : decay;
-    const real scale = h->scale, minus_beta = -betas[i];
-#pragma omp simd
-    for (int64_t j = 0; j < CHUNK; j++) {
-      const real a = score[j] * decay[j] * scale, l = feedback[j] * feedback_decay[j] * minus_beta;
-      score[j] = j <= i ? a : 0;
-      feedback[j] = j < i ? l : 0;
+        for (int64_t j = 0; j < columns; j++) paths_from[j] -= j < t ? feedback[j] * gradient[j] : 0;
+        scale_row(i, i, -betas[i], decay, s->feedback_gradient);
+      }
+      paths->between[t] = chunk_paths_past(t, s->score + t * CHUNK, s->score_gradient + t * CHUNK, paths_from);
+      scale_row(t, t + 1, h->scale, decay, s->score_gradient);
     }
   }
+  if (lag) memset(s->feedback_gradient, 0, CHUNK * sizeof(real)); /* row 0 */
 }
 
 /* s->state holds the gradient of S' on entry and that of S on return. */
@@ -203,6 +221,9 @@ static void backward_chunk(const delta_rule_head *h, int64_t start, int64_t n, c
   real betas[CHUNK] = {0}, ones[CHUNK], inner[CHUNK] = {0};
   for (int64_t j = 0; j < CHUNK; j++) ones[j] = 1;
   for (int64_t j = 0; j < n; j++) betas[j] = h->beta[(start + j) * h->value_heads];
+
+  scan_fetch(errors, n, V, value_stride);
+  scan_fetch(h->output_gradient ? h->output_gradient + start * value_stride : NULL, n, V, value_stride);
 
   /* the matrices again, now with beta on the rows of L: beta e = (I + L)^{-1} beta (v - ...), whose transpose is wanted */
   chunk_find_decay(n, h->g + start * h->value_heads, h->value_heads, &d, s->decay);
@@ -226,9 +247,11 @@ static void backward_chunk(const delta_rule_head *h, int64_t start, int64_t n, c
   chunk_triangle_product('T', n, V, 1, s->score, CHUNK, output_gradient, output_stride, last ? 0 : 1, s->carried, V);
   chunk_triangle_product('T', n, V, 1, s->inverse, CHUNK, s->carried, V, 0, s->values, V);
   chunk_transpose(n, V, s->rest, V, s->turned, CHUNK);
-  chunk_scores(n, V, 1, output_gradient, output_stride, s->turned, s->score_gradient);
-  chunk_scores(n, V, 1, s->values, V, s->turned, s->feedback_gradient);
-  score_gradients(h, n, betas, s, &paths);
+  scan_fetch(h->dv ? h->dv + start * value_stride : NULL, n, V, value_stride);
+  scan_fetch(dq, n, K, stride);
+  scan_fetch(dk, n, K, stride);
+  scan_fetch(dp, n, K, stride);
+  score_gradients(h, n, betas, output_gradient, output_stride, s, &paths);
 
   for (int64_t i = 0; i < n; i++) {
     real *y = s->values + i * V, *output = s->output + i * V, *value = s->rest + i * V;

@@ -13,9 +13,8 @@ int64_t COMBA_VARIANT(comba_delta_rule_recurrent_scratch)(int64_t K, int64_t V, 
 /* ---- Forward ------------------------------------------------------------------------------------------------------ */
 
 enum {
-  STRIP = 2,                /* the most vectors of columns in one pass over the state; the last has `lanes` columns */
-  LINE = 64 / sizeof(real), /* numbers in a line of the cache */
-  AHEAD = 4,                /* tokens */
+  STRIP = 2, /* the most vectors of columns in one pass over the state; the last has `lanes` columns */
+  AHEAD = 4, /* tokens whose rows are asked for */
 };
 
 static inline __attribute__((always_inline)) vector load(const real *from, int64_t lanes) {
@@ -28,22 +27,17 @@ static inline __attribute__((always_inline)) void store(real *to, int64_t lanes,
     vector_store_first(to, lanes, value);
 }
 
-/* Asks for the rows of token t: those of a head lie further apart than the core looks ahead by itself. Inlined always: gcc drops
- * calls of a function that does nothing else. */
+/* Token t, if there is one */
 static inline __attribute__((always_inline)) void fetch(const delta_rule_head *h, int64_t t, int64_t first,
                                                         int64_t width) {
   const int64_t key = t * h->key_stride, value = t * h->value_stride + first;
   if (t >= h->length) return;
-  for (int64_t i = 0; i < h->K; i += LINE) {
-    __builtin_prefetch(h->q + key + i);
-    __builtin_prefetch(h->k + key + i);
-    __builtin_prefetch(h->p + key + i);
-  }
-  for (int64_t i = 0; i < width; i += LINE) {
-    __builtin_prefetch(h->v + value + i);
-    __builtin_prefetch(h->o + value + i, 1);
-    if (h->errors) __builtin_prefetch(h->errors + value + i, 1);
-  }
+  scan_fetch(h->q + key, 1, h->K, 0);
+  scan_fetch(h->k + key, 1, h->K, 0);
+  scan_fetch(h->p + key, 1, h->K, 0);
+  scan_fetch(h->v + value, 1, width, 0);
+  scan_fetch(h->o + value, 1, width, 0);
+  if (h->errors) scan_fetch(h->errors + value, 1, width, 0);
 }
 
 /* Token t: columns `first` on of the state, read at `from` and written at `to`, which may be the same. Even and odd rows are

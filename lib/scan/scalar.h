@@ -195,11 +195,13 @@ static inline real chunk_across(real total, const real *state, const real *gradi
   return total * (real)sum;
 }
 
-/* Adds the paths from tokens j < t to token t to those that pass token t, paths_from[j], and returns the sum of these. */
+/* Adds the paths from tokens j < t to token t to those that pass token t, paths_from[j], and returns the sum of these. t only falls,
+ * so what is left behind in blocks of larger j is not read again. */
 static inline real chunk_paths_past(int64_t t, const real *score, const real *gradient, real paths_from[CHUNK]) {
+  const int64_t end = (t + BLOCK - 1) / BLOCK * BLOCK;
   real sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < CHUNK; j++) {
+  for (int64_t j = 0; j < end; j++) {
     paths_from[j] = j < t ? paths_from[j] + score[j] * gradient[j] : 0;
     sum += paths_from[j];
   }
