@@ -72,19 +72,17 @@ template <class T, bool delta> static __global__ void __launch_bounds__(THREADS)
   };
   for (int i = 0; i < t::count - 1; i++) load_next(i);
 
+  const int64_t corner = slot * MATRIX + row * CHUNK + column;
+  tile_write<HALF>(x.qk + corner, CHUNK, score[0]);
+  if (delta) tile_write<HALF>(x.pk + corner, CHUNK, score[delta]);
   tile_each<HALF>([&](int n, int at, int i, int j) {
     i += row;
     j += column;
     const float a = j <= i ? x.scale * decay(G[i] - G[j]) * score[0][n][at] : 0;
     A[i * MATRIX_STRIDE + j] = score[0][n][at] = a;
-    if (!delta) return;
-    const float l = j < i ? decay(x.feedback_sum(G, i) - G[j]) * score[delta][n][at] : 0;
-    L[i * MATRIX_STRIDE + j] = beta[i] * l;
-    score[delta][n][at] = l;
+    if (delta)
+      L[i * MATRIX_STRIDE + j] = j < i ? beta[i] * decay(x.feedback_sum(G, i) - G[j]) * score[delta][n][at] : 0;
   });
-  const int64_t corner = slot * MATRIX + row * CHUNK + column;
-  tile_write<HALF>(x.A + corner, CHUNK, score[0]);
-  if (delta) tile_write<HALF>(x.L + corner, CHUNK, score[delta]);
   __syncthreads();
 
   /* AX and the parts of e^{G_n - G} X, over A and L, which are no longer needed */
@@ -353,8 +351,8 @@ template <class T> static int64_t lay_out(gradient_problem<T> *x, const cuda_sca
   x->blocks = (int)(K + BLOCK - 1) / BLOCK;
   x->keys = x->blocks * BLOCK;
   x->values = (int)(V + BLOCK - 1) / BLOCK * BLOCK;
-  x->A = take<T>(&arena, slots * MATRIX);
-  x->L = take<T>(&arena, delta ? slots * MATRIX : 0);
+  x->qk = take<T>(&arena, slots * MATRIX);
+  x->pk = take<T>(&arena, delta ? slots * MATRIX : 0);
   x->W = take<T>(&arena, delta ? slots * CHUNK * x->keys : 0);
   x->y = take<T>(&arena, slots * CHUNK * x->values);
   x->state_gradients = take<T>(&arena, slots * x->keys * x->values);

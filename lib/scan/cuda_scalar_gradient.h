@@ -1,6 +1,7 @@
 /* Backward of cuda_scalar.h, from what forward's chunks have left. S is the state before a chunk, dS' the gradient of the
  * state after it, e the errors, y the gradient of beta e; the rest as in delta_rule_chunk.c. Five kernels:
- *   prepare      a slot:  A, L; y0 = (A X)^T do and W = X^T e^{G_n - G} k, where X = (I + L2)^-1 and L2_ij = beta_i L_ij
+ *   prepare      a slot:  q k^T and p k^T, of which A and L are made; y0 = (A X)^T do and W = X^T e^{G_n - G} k, where
+ *                X = (I + L2)^-1 and L2_ij = beta_i L_ij
  *   go_back      a lane and head, 64 columns of V: dS' stays in registers from the last chunk to the first
  *                y = y0 + W dS';  dS = e^{G_n} dS' + q^T (scale e^G do) - p^T (beta e^P y)
  *   find_score_gradients  a slot: of q k^T and p k^T, from do e^T and y e^T; the paths between its tokens; dbeta
@@ -8,7 +9,8 @@
  *   find_gate_gradients   a slot: dg, the sum over the paths that pass a gate
  * Without delta y = A^T do + e^{G_n - G} k dS', v takes the place of e, and nothing is fed back.
  * Products round their operands to T and sum in float. What cancels is kept in float until it has: keys that repeat make A X and W small
- * differences of large sums, so A X is multiplied in float, and X for W is split into two bfloat16 each. */
+ * differences of large sums, so A X is multiplied in float, and X for W is split into two bfloat16 each; and q k^T and p k^T go to
+ * find_score_gradients without their decays, so that scores with equal keys are rounded alike and cancel in dg. */
 #ifndef COMBA_SCAN_CUDA_SCALAR_GRADIENT_H
 #define COMBA_SCAN_CUDA_SCALAR_GRADIENT_H
 
@@ -31,7 +33,7 @@ template <class T> struct gradient_problem {
   const T *q, *k, *p, *v, *output_gradient;
   const T *states, *errors;
   /* what the kernels pass on */
-  T *A, *L;                  /* (slots, CHUNK, CHUNK): scores with decay, without beta */
+  T *qk, *pk;                /* (slots, CHUNK, CHUNK): q k^T, p k^T */
   T *W, *y;                  /* (slots, CHUNK, keys or values) */
   T *state_gradients;        /* (slots, keys, values): dS' */
   T *to_score, *to_feedback; /* (slots, CHUNK, CHUNK) */

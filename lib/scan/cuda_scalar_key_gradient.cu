@@ -66,25 +66,25 @@ static __global__ void __launch_bounds__(SCORE_THREADS) find_score_gradients(con
 
   const int64_t corner = slot * MATRIX + row * CHUNK;
   float score[CHUNK / 8][4];
-  tile_read<CHUNK>(score, x.A + corner, CHUNK);
+  tile_read<CHUNK>(score, x.qk + corner, CHUNK);
   tile_each<CHUNK>([&](int n, int at, int i, int j) {
     i += row;
     const float F = beta[j] * gradient[0][n][at];
-    paths[i][j] = j < i ? score[n][at] * F : 0;
     gradient[0][n][at] = j <= i ? x.scale * decay(G[i] - G[j]) * F : 0;
+    paths[i][j] = j < i ? score[n][at] * gradient[0][n][at] : 0;
   });
   float *scratch = (float *)shared + threadIdx.x / 32 * sheet_floats<CHUNK>;
   tile_write_wide<CHUNK>(x.to_score + corner, CHUNK, TILE_ROWS, CHUNK, false, scratch, gradient[0]);
   __syncthreads();
   if (delta) {
     const int lag = x.after_decay ? 0 : 1; /* token i reads what token i - lag has decayed */
-    tile_read<CHUNK>(score, x.L + corner, CHUNK);
+    tile_read<CHUNK>(score, x.pk + corner, CHUNK);
     tile_each<CHUNK>([&](int n, int at, int i, int j) {
       i += row;
       const float H = gradient[products - 1][n][at], weight = beta[i] * beta[j] * H;
       if (i == j && i < piece.count && x.dbeta) put(x.dbeta + (piece.row + i) * x.s.heads + head, H, x.add_beta);
-      if (j < i - lag) paths[i - lag][j] -= score[n][at] * weight;
       gradient[products - 1][n][at] = j < i ? -decay(x.feedback_sum(G, i) - G[j]) * weight : 0;
+      if (j < i - lag) paths[i - lag][j] += score[n][at] * gradient[products - 1][n][at];
     });
     tile_write_wide<CHUNK>(x.to_feedback + corner, CHUNK, TILE_ROWS, CHUNK, false, scratch, gradient[products - 1]);
     __syncthreads();
