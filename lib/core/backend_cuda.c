@@ -63,6 +63,7 @@ static void fill(comba_cuda_type type, const comba_device_memory *memory, const 
     row->forward = kernels[id]->forward[type];
     if (row->backward) row->backward = kernels[id]->backward[type];
     row->backward_inputs |= kernels[id]->backward_inputs;
+    row->optional_outputs |= kernels[id]->optional_outputs;
     tables[type][id] = row;
   }
   snprintf(name, NAME, "%s, %s", device, type == COMBA_CUDA_FLOAT32 ? "float32" : "bfloat16");

@@ -23,6 +23,7 @@ typedef struct comba_cuda_op {
   comba_status (*infer)(comba_signature *signature);
   uint32_t backward_inputs;                                 /* that backward reads besides those which the CPU's does */
   comba_status (*infer_narrow)(comba_signature *signature); /* NULL, or in its place for bfloat16 */
+  uint32_t optional_outputs;                                /* as the row's */
 } comba_cuda_op;
 
 /* Makes the first GPU ready for the calling process; once. */

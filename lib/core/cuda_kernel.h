@@ -215,8 +215,8 @@ template <class T> const T *comba_cuda_weight(const void *parameter);
 /* The copy of n parameters in bfloat16, for the optimiser to write along; NULL where there is none. */
 bfloat16 *comba_cuda_narrow_copy(const void *parameter);
 
-/* A row from templates forward<T>, backward<T>; `...`: infer, backward_inputs, infer_narrow; the last of them may be
- * left out. */
+/* A row from templates forward<T>, backward<T>; `...`: infer, backward_inputs, infer_narrow, optional_outputs; the last of them may
+ * be left out. */
 #define COMBA_CUDA_ROW(name, ...)                                                                                      \
   extern "C" const comba_cuda_op comba_cuda_##name = {                                                                 \
       {forward<float>, forward<bfloat16>}, {backward<float>, backward<bfloat16>}, __VA_ARGS__}

@@ -78,8 +78,9 @@ typedef struct comba_call {
   const void *attributes;
   const comba_run *run;
   comba_view input[COMBA_MAX_INPUTS];
-  comba_view output[COMBA_MAX_OUTPUTS]; /* an output that nobody reads has data all the same */
-  comba_view saved[COMBA_MAX_SAVED];    /* data NULL in a forward pass without backward */
+  comba_view
+      output[COMBA_MAX_OUTPUTS]; /* one that nobody reads has data all the same, but for the row's optional_outputs */
+  comba_view saved[COMBA_MAX_SAVED]; /* data NULL in a forward pass without backward */
   void *workspace;
   /* backward only */
   comba_view output_gradient[COMBA_MAX_OUTPUTS]; /* data NULL: this gradient is zero */
@@ -125,6 +126,7 @@ typedef struct comba_op {
   uint32_t equal_gradients; /* bit i: the gradient of input i is the same as of others so marked; one may do for all */
   uint32_t
       gradient_over_input; /* bit i: each element of input i is read before the gradient's there is written; both may be one memory */
+  uint32_t optional_outputs; /* bit i: forward leaves output i out where its data is NULL, since nobody reads it */
   uint32_t constant_outputs; /* bit i: no gradient comes from output i (a loss of each row for reports, say) */
   comba_status (*infer)(comba_signature *signature);
   void (*forward)(const comba_call *call);

@@ -165,7 +165,8 @@ static comba_status measure_lifetimes(comba_graph *graph) {
         need(graph, graph->storage[node->input[k]->storage].gradient, time);
     }
     for (int k = 0; k < s->outputs; k++) {
-      if (!backward || comba_node_backward_outputs(node) >> k & 1)
+      const bool left_out = node->op->optional_outputs >> k & 1 && !graph->storage[node->output[k]->storage].read;
+      if (backward ? comba_node_backward_outputs(node) >> k & 1 : !left_out)
         need(graph, place(graph, node->output[k]->storage, kind), time);
       if (backward && node->call[kind].output_gradient[k].data)
         need(graph, graph->storage[node->output[k]->storage].gradient, time);

@@ -54,9 +54,17 @@ __global__ void grid_gather_kernel(comba_grid_scan g, const T *from, float scale
   }
 }
 
+/* Gates have a few channels. */
+template <class F> void with_grid_layout(int64_t d, bool packs, F f) {
+  if (!packs && d <= 8)
+    f(row_layout<1, 1, 8>());
+  else
+    with_row_layout(d, packs, f);
+}
+
 /* to (directions B, N, d), direction-major, = or += scale * from (B,N,d) in each order */
 template <class T> void cuda_grid_spread(const comba_grid_scan &g, const T *from, float scale, bool accumulate, T *to) {
-  with_row_layout(g.channels, cuda_rows_pack(g.channels, from, to), [&](auto layout) {
+  with_grid_layout(g.channels, cuda_rows_pack(g.channels, from, to), [&](auto layout) {
     typedef decltype(layout) L;
     grid_spread_kernel<L><<<row_blocks<L>(g.batch * g.tokens), row_threads<L>(), 0, comba_cuda_stream()>>>(
         g, from, scale, accumulate, to);
@@ -66,7 +74,7 @@ template <class T> void cuda_grid_spread(const comba_grid_scan &g, const T *from
 
 /* to (B,N,d) = or += scale * sum over directions of from (directions B, N, d), each token back in its place */
 template <class T> void cuda_grid_gather(const comba_grid_scan &g, const T *from, float scale, bool accumulate, T *to) {
-  with_row_layout(g.channels, cuda_rows_pack(g.channels, from, to), [&](auto layout) {
+  with_grid_layout(g.channels, cuda_rows_pack(g.channels, from, to), [&](auto layout) {
     typedef decltype(layout) L;
     grid_gather_kernel<L><<<row_blocks<L>(g.batch * g.tokens), row_threads<L>(), 0, comba_cuda_stream()>>>(
         g, from, scale, accumulate, to);

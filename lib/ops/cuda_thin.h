@@ -4,12 +4,19 @@
 #define COMBA_OPS_CUDA_THIN_H
 
 #include "core/cuda_packet.h"
+#include "core/host_device.h"
 
 enum {
   THIN_COLUMNS = 8, /* of y at most */
   THIN_LANES = 8,   /* of a block, 32 threads wide, along the rows */
-  THIN_PART = 256,  /* rows behind one partial sum of the gradient of the weight */
+  THIN_PARTS = 264, /* two blocks a processor: into about so many parts backward cuts the rows */
 };
+
+/* Rows of a block of backward, which are behind one partial sum of the gradient of the weight: a few for each of its threads */
+static inline COMBA_HOST_DEVICE int64_t thin_part(int64_t rows) {
+  const int64_t part = rows / THIN_PARTS / 32 * 32;
+  return part < 32 ? 32 : part > 256 ? 256 : part;
+}
 
 /* x (rows, k), weight (n, k), both of rows that begin at multiples of 16 bytes; bias (n) or NULL; y (rows, n) */
 template <class T> struct thin_product {
@@ -32,7 +39,7 @@ template <class T> static bool thin_columns(int64_t n, int64_t k) {
 }
 
 static int64_t thin_parts(int64_t rows) {
-  return (rows + THIN_PART - 1) / THIN_PART;
+  return (rows + thin_part(rows) - 1) / thin_part(rows);
 }
 
 /* ---- Few columns ---------------------------------------------------------------------------------------------------- */
@@ -90,7 +97,7 @@ static __global__ void __launch_bounds__(THIN_LANES * 32)
   packet<T, pack> w[N];
 #pragma unroll
   for (int j = 0; j < N; j++) w[j] = load_packet<pack>(p.weight + (int64_t)min(j, p.n - 1) * p.k + c);
-  const int64_t begin = (int64_t)blockIdx.y * THIN_PART, end = min(p.rows, begin + THIN_PART);
+  const int64_t part = thin_part(p.rows), begin = (int64_t)blockIdx.y * part, end = min(p.rows, begin + part);
   for (int64_t first = begin + threadIdx.y; first < end; first += GROUP * THIN_LANES) {
     float sum[GROUP][pack] = {};
 #pragma unroll
@@ -116,14 +123,14 @@ static __global__ void __launch_bounds__(THIN_LANES * 32)
   }
 }
 
-/* partial (parts, n, k) = dy^T x over THIN_PART rows */
+/* partial (parts, n, k) = dy^T x over the rows of a part */
 template <class T, int N>
 static __global__ void __launch_bounds__(THIN_LANES * 32)
     weight_gradient_few_columns(const thin_product<T> p, const T *dy, float *partial) {
   constexpr int pack = p.pack;
   __shared__ float meeting[THIN_LANES][pack][32];
   const int first = blockIdx.x * 32 * pack, c = first + threadIdx.x * pack;
-  const int64_t begin = (int64_t)blockIdx.y * THIN_PART, end = min(p.rows, begin + THIN_PART);
+  const int64_t part = thin_part(p.rows), begin = (int64_t)blockIdx.y * part, end = min(p.rows, begin + part);
   float sum[N][pack] = {};
   if (c < p.k) {
 #pragma unroll 4

@@ -70,4 +70,4 @@ template <class T> static void backward(const comba_call *call) {
 }
 
 COMBA_CUDA_ROW(delta_rule, infer<float>, 1u << VALUE | 1u << INITIAL_STATE | 1u << BETA | 1u << GATE | 1u << CU_SEQLENS,
-               infer<bfloat16>);
+               infer<bfloat16>, 1u << 1);

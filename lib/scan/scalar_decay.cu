@@ -64,4 +64,4 @@ template <class T> static void backward(const comba_call *call) {
   cuda_scalar_backward<T>(&c, (float *)call->saved[0].data, (float *)call->workspace);
 }
 
-COMBA_CUDA_ROW(scalar_decay, infer<float>, 1u << INITIAL_STATE, infer<bfloat16>);
+COMBA_CUDA_ROW(scalar_decay, infer<float>, 1u << INITIAL_STATE, infer<bfloat16>, 1u << 1);
