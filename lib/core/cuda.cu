@@ -18,8 +18,9 @@ static struct {
 
 /* Streams beside that of the device, which is lane 0, and events: what a lane of this recording begins behind, and what ends a part. */
 static struct {
-  bool used; /* in this recording */
-  int now;   /* lane */
+  bool used;    /* in this recording */
+  bool refused; /* by the driver, once: all goes to one stream from then on */
+  int now;      /* lane */
   bool joined[COMBA_BACKEND_LANES];
   cudaStream_t stream[COMBA_BACKEND_LANES];
   cudaEvent_t start, *end;
@@ -333,18 +334,34 @@ void comba_cuda_zero(void *data, size_t bytes) {
 
 /* ---- Recordings ----------------------------------------------------------------------------------------------------- */
 
-comba_status comba_cuda_record(void **recording, void (*run)(void *context), void *context) {
+static cudaError_t capture(cudaGraphExec_t *executable, void (*run)(void *context), void *context) {
   cudaGraph_t graph = NULL;
-  cudaGraphExec_t executable = NULL;
   cudaError_t error = cudaStreamBeginCapture(device.stream, cudaStreamCaptureModeThreadLocal);
+  lanes.used = false;
+  lanes.now = 0;
   if (error == cudaSuccess) {
     run(context);
-    lanes.used = false;
     lanes.now = 0;
     error = cudaStreamEndCapture(device.stream, &graph);
   }
-  if (error == cudaSuccess) error = cudaGraphInstantiate(&executable, graph, 0);
+  if (error == cudaSuccess) error = cudaGraphInstantiate(executable, graph, 0);
   if (graph) cudaGraphDestroy(graph);
+  return error;
+}
+
+comba_status comba_cuda_record(void **recording, void (*run)(void *context), void *context) {
+  cudaGraphExec_t executable = NULL;
+  const cudaError_t before = device.error;
+  cudaError_t error = capture(&executable, run, context);
+  if (lanes.used && (error != cudaSuccess || device.error != before)) {
+    lanes.refused = true;
+    device.error = before;
+    cudaGetLastError();
+    comba_cuda_forget(executable);
+    executable = NULL;
+    error = capture(&executable, run, context);
+  }
+  lanes.used = false;
   *recording = executable;
   return error == cudaSuccess ? COMBA_OK : fail(error, "recording a step");
 }
@@ -386,6 +403,7 @@ static bool reserve_ends(int count) {
 }
 
 void comba_cuda_begin_in_lane(int lane, const int *after, int count) {
+  if (lanes.refused) return;
   if (!lanes.used) open_lanes();
   lanes.now = lane;
   if (!lanes.joined[lane]) comba_cuda_note(cudaStreamWaitEvent(comba_cuda_stream(), lanes.start, 0), "a lane");
@@ -395,6 +413,7 @@ void comba_cuda_begin_in_lane(int lane, const int *after, int count) {
 }
 
 void comba_cuda_end_in_lane(int number) {
+  if (lanes.refused) return;
   if (number >= lanes.ends && !reserve_ends(2 * number + 256))
     return comba_cuda_note(cudaErrorMemoryAllocation, "events of lanes");
   comba_cuda_note(cudaEventRecord(lanes.end[number], comba_cuda_stream()), "a lane");
