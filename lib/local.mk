@@ -332,6 +332,7 @@ cuda_sources = \
 	lib/scan/attention_cudnn.cu \
 	lib/scan/attention_decode.cu \
 	lib/scan/cuda_scalar.cu \
+	lib/scan/cuda_scalar_decode.cu \
 	lib/scan/cuda_scalar_gradient.cu \
 	lib/scan/cuda_scalar_key_gradient.cu \
 	lib/scan/cuda_scalar_one_chunk.cu \
@@ -345,7 +346,6 @@ cuda_sources = \
 	lib/scan/scalar_decay.cu
 cuda_headers = \
 	lib/core/cuda.h \
-	lib/core/cuda_grid_wait.h \
 	lib/core/cuda_kernel.h \
 	lib/core/cuda_map.h \
 	lib/core/cuda_packet.h \
@@ -355,16 +355,13 @@ cuda_headers = \
 	lib/ops/cuda_gates.h \
 	lib/ops/cuda_grid.h \
 	lib/ops/cuda_l2_norm.h \
-	lib/ops/cuda_rotary.h \
 	lib/ops/cuda_row_span.h \
 	lib/ops/cuda_rows.h \
 	lib/ops/cuda_sequences.h \
 	lib/ops/cuda_thin.h \
 	lib/ops/cuda_together.h \
-	lib/ops/cuda_token_step.h \
 	lib/ops/cuda_window.h \
 	lib/scan/cuda_attention.h \
-	lib/scan/cuda_attention_decode.h \
 	lib/scan/cuda_block.h \
 	lib/scan/cuda_chunks.h \
 	lib/scan/cuda_diagonal.h \
@@ -381,7 +378,6 @@ cuda_headers = \
 	lib/scan/cuda_scalar_chunk.h \
 	lib/scan/cuda_scalar_gradient.h \
 	lib/scan/cuda_scalar_private.h \
-	lib/scan/cuda_scalar_token.h \
 	lib/scan/cuda_tile.h
 EXTRA_DIST += $(cuda_sources) $(cuda_headers) lib/core/backend_cuda.c
 if CUDA

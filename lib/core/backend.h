@@ -15,8 +15,8 @@ typedef enum comba_op_id {
   COMBA_OP_COUNT
 } comba_op_id;
 
-/* A node's forward, for a backend that sees several of them. Those of one depth do not depend on one another, and of so many that follow
- * one another none writes where another's operands lie, unless it reads them as well. */
+/* A node's forward, for a backend that sees several of them. Those of one depth do not depend on one another, and none of those that it
+ * sees at once lies where another's operands lie. */
 enum { COMBA_MOST_TOGETHER = 32, COMBA_BACKEND_LANES = 8 };
 typedef struct comba_forward {
   comba_op_id id;

@@ -7,10 +7,9 @@
 #include <string.h>
 
 static struct {
-  bool open, clusters; /* clusters: of blocks, from compute capability 9.0 on */
+  bool open, clusters, recording; /* clusters: of blocks, and chains, from compute capability 9.0 on */
   cudaStream_t stream;
   int64_t shared_bytes;
-  int processors;
   char name[320];
   cudaError_t error; /* the first since the last read */
   const char *what;
@@ -96,7 +95,6 @@ comba_status comba_cuda_open() {
                       properties.major, properties.minor);
   device.clusters = properties.major >= 9;
   device.shared_bytes = (int64_t)properties.sharedMemPerBlockOptin;
-  device.processors = properties.multiProcessorCount;
   error = cudaFuncGetAttributes(&attributes, sum_rows); /* fails where no kernel is for this GPU */
   if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&device.stream, cudaStreamNonBlocking);
   if (error == cudaSuccess) error = comba_cuda_open_products();
@@ -340,8 +338,10 @@ static cudaError_t capture(cudaGraphExec_t *executable, void (*run)(void *contex
   lanes.used = false;
   lanes.now = 0;
   if (error == cudaSuccess) {
+    device.recording = true;
     run(context);
     lanes.now = 0;
+    device.recording = false;
     error = cudaStreamEndCapture(device.stream, &graph);
   }
   if (error == cudaSuccess) error = cudaGraphInstantiate(executable, graph, 0);
@@ -366,6 +366,12 @@ comba_status comba_cuda_record(void **recording, void (*run)(void *context), voi
   return error == cudaSuccess ? COMBA_OK : fail(error, "recording a step");
 }
 
+/* Not where kernels are in lanes: each is to begin when those that it waits for have ended. */
+bool comba_cuda_chains() {
+  static const char *wanted =
+      getenv("COMBA_CUDA_CHAINS"); /* "0": each kernel begins when the one before it has ended */
+  return device.recording && device.clusters && !lanes.used && (!wanted || strcmp(wanted, "0"));
+}
 bool comba_cuda_clusters() {
   return device.clusters;
 }
@@ -419,9 +425,6 @@ void comba_cuda_end_in_lane(int number) {
   comba_cuda_note(cudaEventRecord(lanes.end[number], comba_cuda_stream()), "a lane");
 }
 
-int comba_cuda_processors() {
-  return device.processors;
-}
 int64_t comba_cuda_shared_bytes() {
   return device.open ? device.shared_bytes : 227 << 10;
 }

@@ -99,11 +99,28 @@ template <class F> void comba_each(int64_t n, F f) {
 
 void comba_cuda_zero(void *data, size_t bytes);
 
-/* Bytes of shared memory that a block may have: 163 KB on sm_80, 227 KB on sm_90 and sm_100, and where there is no GPU. */
-int64_t comba_cuda_shared_bytes();
-int comba_cuda_processors();
+/* ---- Chains of small kernels ---------------------------------------------------------------------------------------- */
+
+/* In a recording, a kernel that comba_chain launches may begin while the one before it runs: in place of waiting between two launches, its
+ * blocks come to comba_chain_wait and wait there. Each of its threads has to come there, and touches before nothing but parameters, and
+ * states that are updated in place: no other kernel of a recording that reads them writes them. */
+__device__ inline void comba_chain_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+/* From here on the next kernel may begin, where there is room for its blocks. */
+__device__ inline void comba_chain_next() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+/* Whether launches are being recorded on a GPU that does so. */
+bool comba_cuda_chains();
 /* Whether the GPU has clusters of blocks. */
 bool comba_cuda_clusters();
+/* Bytes of shared memory that a block may have: 163 KB on sm_80, 227 KB on sm_90 and sm_100, and where there is no GPU. */
+int64_t comba_cuda_shared_bytes();
 
 /* `bytes` of dynamic shared memory. `cluster`: of so many neighbouring blocks, which may wait for one another; 1: none */
 template <class... P, class... A>
@@ -123,22 +140,29 @@ void comba_cuda_launch_clusters(const char *what, void (*kernel)(P...), dim3 gri
   comba_cuda_note(cudaLaunchKernelEx(&config, kernel, arguments...), what);
 }
 
-/* Launches a block a processor, with `bytes` of dynamic shared memory. `at_once`: they may wait for one another (cuda_grid_wait.h), which
- * only one such kernel at a time may do. */
+/* `bytes` of dynamic shared memory. `cluster`: of so many neighbouring blocks, which may wait for one another; 1: none */
 template <class... P, class... A>
-void comba_cuda_launch_grid(const char *what, void (*kernel)(P...), int threads, int bytes, bool at_once,
-                            const A &...arguments) {
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeCooperative;
-  attribute.val.cooperative = at_once;
+void comba_chain(const char *what, void (*kernel)(P...), dim3 grid, dim3 block, size_t bytes, unsigned cluster,
+                 A... arguments) {
+  cudaLaunchAttribute attributes[2] = {};
   cudaLaunchConfig_t config = {};
-  config.gridDim = (unsigned)comba_cuda_processors();
-  config.blockDim = (unsigned)threads;
-  config.dynamicSmemBytes = (size_t)bytes;
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = bytes;
   config.stream = comba_cuda_stream();
-  config.attrs = &attribute;
-  config.numAttrs = at_once;
-  comba_cuda_note(cudaLaunchKernelEx(&config, kernel, arguments...), what);
+  config.attrs = attributes;
+  if (comba_cuda_chains()) {
+    cudaLaunchAttribute *attribute = &attributes[config.numAttrs++];
+    attribute->id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute->val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    cudaLaunchAttribute *attribute = &attributes[config.numAttrs++];
+    attribute->id = cudaLaunchAttributeClusterDimension;
+    attribute->val.clusterDim.x = cluster;
+    attribute->val.clusterDim.y = attribute->val.clusterDim.z = 1;
+  }
+  comba_cuda_note(cudaLaunchKernelEx(&config, kernel, P(arguments)...), what);
 }
 
 /* Without a gradient of output 0, those of the inputs are zero: writes them where they are wanted and returns true. Bit i of

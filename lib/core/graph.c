@@ -328,27 +328,26 @@ static void run(const comba_graph *graph, const comba_step *step) {
   profile_name[node->id] = node->op->name;
 }
 
-/* The nodes of forward, where the backend runs several together; NULL where it does not, or there is no memory for the list. */
-static comba_forward *list_forwards(const comba_graph *graph) {
-  if (profiling || !graph->backend->forward_together || !(graph->flags & COMBA_GRAPH_TOGETHER)) return NULL;
-  comba_forward *forwards = malloc((size_t)(graph->forward_steps + 1) * sizeof *forwards);
-  for (int i = 0; i < graph->forward_steps && forwards; i++) {
+/* Runs some nodes from step `first` on at once; returns their number, 0 where the backend does not. */
+static int run_together(const comba_graph *graph, int first) {
+  comba_forward forwards[COMBA_MOST_TOGETHER];
+  int count = 0;
+  if (profiling || !graph->backend->forward_together || !(graph->flags & COMBA_GRAPH_TOGETHER)) return 0;
+  for (int i = first; i < graph->forward_steps && count < COMBA_MOST_TOGETHER; i++) {
     const comba_node *node = graph->node[graph->schedule[i].node];
-    forwards[i] = (comba_forward){node->id, node->depth, &node->call[COMBA_RUN_FORWARD]};
+    forwards[count++] = (comba_forward){node->id, node->depth, &node->call[COMBA_RUN_FORWARD]};
   }
-  return forwards;
+  return graph->backend->forward_together(forwards, count);
 }
 
 static void run_forward(void *context) {
   const comba_graph *graph = context;
   if (graph->in_lanes && !profiling && comba_graph_run_in_lanes(graph, 0, graph->forward_steps)) return;
-  comba_forward *forwards = list_forwards(graph);
   for (int i = 0; i < graph->forward_steps;) {
-    const int together = forwards ? graph->backend->forward_together(forwards + i, graph->forward_steps - i) : 0;
+    const int together = run_together(graph, i);
     if (!together) run(graph, &graph->schedule[i]);
     i += together ? together : 1;
   }
-  free(forwards);
 }
 
 static void run_backward(void *context) {

@@ -16,11 +16,10 @@ template <class T> struct convolution_token {
   float
       *new_state; /* may be the memory of `state`: a thread reads what it overwrites first, and no other thread does */
 
-  /* The channel's result, and the inputs that its taps see, oldest first */
-  __device__ float value(int64_t sequence, int64_t c, float (&input)[CONVOLUTION_TOKEN_TAPS]) const {
+  __device__ void pass(int64_t sequence, int64_t c) const {
     const int carried = width - 1;
     const int64_t kept = sequence * carried * channels + c;
-    float u = bias ? bias[c] : 0;
+    float input[CONVOLUTION_TOKEN_TAPS], u = bias ? bias[c] : 0; /* oldest first */
 #pragma unroll
     for (int j = 0; j < CONVOLUTION_TOKEN_TAPS; j++)
       input[j] = j < carried ? (state ? state[kept + j * channels] : 0)
@@ -28,18 +27,10 @@ template <class T> struct convolution_token {
 #pragma unroll
     for (int j = 0; j < CONVOLUTION_TOKEN_TAPS; j++)
       if (j < width) u += weight[c * width + j] * input[j];
-    return silu ? u * sigmoid(u) : u;
-  }
-  __device__ void keep(int64_t sequence, int64_t c, const float (&input)[CONVOLUTION_TOKEN_TAPS]) const {
-    const int64_t kept = sequence * (width - 1) * channels + c;
+    store(y + sequence * channels + c, silu ? u * sigmoid(u) : u);
 #pragma unroll
     for (int j = 1; j < CONVOLUTION_TOKEN_TAPS; j++)
       if (j < width) new_state[kept + (j - 1) * channels] = input[j];
-  }
-  __device__ void pass(int64_t sequence, int64_t c) const {
-    float input[CONVOLUTION_TOKEN_TAPS];
-    store(y + sequence * channels + c, value(sequence, c, input));
-    keep(sequence, c, input);
   }
 };
 

@@ -1,11 +1,11 @@
-/* Many nodes of a small step in one launch (comba_backend.forward_together): a program of stages, which the blocks of one kernel go through,
- * waiting for one another in between. */
+/* Several nodes of a small step in one launch (comba_backend.forward_together). */
 #ifndef COMBA_OPS_CUDA_TOGETHER_H
 #define COMBA_OPS_CUDA_TOGETHER_H
 
 #include "core/cuda_kernel.h"
 
-/* Forward of a linear operator alone, where its input has few rows; false: it has not. */
-template <class T> bool cuda_multiply_few_rows(const comba_call *call);
+/* Each runs what it can from the first of `count` forwards on, and returns how many those were. */
+template <class T> int cuda_linear_together(const comba_forward *forwards, int count); /* linear.cu */
+template <class T> int cuda_tokens_together(const comba_forward *forwards, int count); /* cuda_together.cu */
 
 #endif

@@ -1,4 +1,5 @@
 /* y (..., n) = x (..., m) weight (n, m)^T + bias (n);  dx = dy weight;  dweight += dy^T x;  dbias += column sums of dy */
+#include "ops/cuda_few_rows.h"
 #include "ops/cuda_thin.h"
 #include "ops/cuda_together.h"
 
@@ -24,12 +25,34 @@ template <class T> static thin_product<T> thin(const comba_call *call) {
           (int)m};
 }
 
+/* Of one depth and with inputs of one shape: a launch. */
+template <class T> int cuda_linear_together(const comba_forward *forwards, int count) {
+  few_rows_product<T> p = {};
+  for (int &i = p.weights; i < count && i < FEW_WEIGHTS; i++) {
+    if (forwards[i].id != COMBA_OP_linear || forwards[i].depth != forwards->depth) break;
+    const thin_product<T> one = thin<T>(forwards[i].call);
+    if (!thin_aligned<T>(one.x, one.weight, one.k) || !few_rows_fit<T>(one.rows, one.n, one.k)) break;
+    if (i && (one.rows != p.rows || one.k != p.k)) break;
+    p.rows = (int)one.rows;
+    p.k = one.k;
+    p.of[i] = {one.x, one.weight, one.bias, (T *)forwards[i].call->output[0].data, one.n, 0};
+  }
+  if (p.weights) few_rows_multiply(p);
+  return p.weights;
+}
+template int cuda_linear_together<float>(const comba_forward *, int);
+template int cuda_linear_together<bfloat16>(const comba_forward *, int);
+
 template <class T> static void forward(const comba_call *call) {
   const int64_t n = call->input[WEIGHT].shape.size[0], m = call->input[WEIGHT].shape.size[1];
-  if (cuda_multiply_few_rows<T>(call)) return;
   const thin_product<T> narrow = thin<T>(call);
-  if (thin_columns<T>(n, m) && thin_aligned<T>(narrow.x, narrow.weight, m))
-    return thin_multiply_columns(narrow, (T *)call->output[0].data);
+  if (thin_aligned<T>(narrow.x, narrow.weight, m)) {
+    T *y = (T *)call->output[0].data;
+    if (few_rows_fit<T>(narrow.rows, n, m))
+      return few_rows_multiply<T>(
+          {(int)narrow.rows, (int)m, 1, {{narrow.x, narrow.weight, narrow.bias, y, (int)n, 0}}});
+    if (thin_columns<T>(n, m)) return thin_multiply_columns(narrow, y);
+  }
   comba_cuda_product product = {};
   product.transpose_b = true;
   product.m = comba_shape_elements(&call->input[X].shape) / m;

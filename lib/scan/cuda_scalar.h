@@ -30,9 +30,6 @@ typedef struct cuda_scalar {
 
 /* Saved tensors and workspaces, with activations of `type_size` bytes. */
 comba_status cuda_scalar_infer(comba_signature *s, const cuda_scalar *problem, int64_t type_size);
-/* Operands of the operators in a call */
-cuda_scalar cuda_delta_rule_of(const comba_call *call);
-cuda_scalar cuda_scalar_decay_of(const comba_call *call);
 /* `kept`: the saved tensor. Without it forward leaves nothing, and backward runs forward's chunks again. */
 template <class T> void cuda_scalar_forward(const cuda_scalar *problem, float *kept, float *workspace);
 template <class T> void cuda_scalar_backward(const cuda_scalar *problem, float *kept, float *workspace);

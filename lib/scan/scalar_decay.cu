@@ -27,7 +27,7 @@ template <class T> static comba_status infer(comba_signature *s) {
   return cuda_scalar_infer(s, &c, sizeof(T));
 }
 
-cuda_scalar cuda_scalar_decay_of(const comba_call *call) {
+static cuda_scalar operands_of(const comba_call *call) {
   comba_shape shapes[CU_SEQLENS + 1];
   for (int i = 0; i <= CU_SEQLENS; i++) shapes[i] = call->input[i].shape;
   cuda_scalar c = problem_of(shapes, (const comba_scalar_decay_attributes *)call->attributes);
@@ -43,12 +43,12 @@ cuda_scalar cuda_scalar_decay_of(const comba_call *call) {
 }
 
 template <class T> static void forward(const comba_call *call) {
-  const cuda_scalar c = cuda_scalar_decay_of(call);
+  const cuda_scalar c = operands_of(call);
   cuda_scalar_forward<T>(&c, (float *)call->saved[0].data, (float *)call->workspace);
 }
 
 template <class T> static void backward(const comba_call *call) {
-  cuda_scalar c = cuda_scalar_decay_of(call);
+  cuda_scalar c = operands_of(call);
   c.output_gradient = call->output_gradient[0].data;
   c.final_state_gradient = (const float *)call->output_gradient[1].data;
   c.dq = call->input_gradient[Q].data;
