@@ -7,7 +7,10 @@ template <comba_function F> static __device__ float slope(float x) {
   switch (F) {
   case COMBA_SIGMOID: return s * (1 - s);
   case COMBA_SILU: return s + x * s * (1 - s);
-  case COMBA_GELU: return normcdff(x) + x * 0.3989422804014327f * expf(-0.5f * x * x);
+  case COMBA_GELU: {
+    const normal n(x);
+    return n.below + x * n.density;
+  }
   case COMBA_TANH: return 1 - t * t;
   case COMBA_RELU: return x > 0;
   case COMBA_SQUARED_RELU: return x > 0 ? 2 * x : 0;
