@@ -2,9 +2,9 @@
  * divided by its length; gradients as short_convolution.c has them. Times before the first token of a sequence read the state.
  *
  * Up to MOST_TAPS taps, a thread walks down a run of rows of a few neighbouring channels with the taps and the last W-1 inputs in
- * registers: each x (and dy) is read once, but for the W-1 rows around a run. The rows ahead are on their way to shared memory, to
- * places that no other thread reads. More taps are rare: there a thread has one row and channel, as it does in sequences of one
- * token. */
+ * registers: each x (and dy) is read once, but for the W-1 rows around a run. The rows ahead are on their way, forward to places in shared
+ * memory that no other thread reads, backward to registers. More taps are rare: there a thread has one row and channel, as it does in
+ * sequences of one token. */
 #include "core/cuda_packet.h"
 #include "ops/cuda_convolution_token.h"
 #include "ops/cuda_l2_norm.h"
@@ -19,13 +19,13 @@ enum {
   THREADS = LANES * RUNS,
   PACKET = 8,  /* bytes of the neighbouring channels of a thread */
   GROUP = 4,   /* rows that are fetched and worked on at a time */
-  AHEAD = 12,  /* rows that are on their way */
+  AHEAD = 12,  /* rows that are on their way, forward */
   ACROSS = 128 /* channels of a block, of bfloat16 */
 };
 
 /* Rows of a thread: so many that all blocks are under way at once, `blocks` on each of the 132 processors of an H100, but not fewer than
  * 64, for W-1 rows around them are read as well. */
-enum { FORWARD_BLOCKS = 7, WIDE_BLOCKS = 4, BACKWARD_BLOCKS = 5, PROCESSORS = 132, LEAST_RUN = 64 };
+enum { FORWARD_BLOCKS = 7, WIDE_BLOCKS = 4, BACKWARD_BLOCKS = 4, PROCESSORS = 132, LEAST_RUN = 64 };
 static int64_t run_of(int64_t rows, int64_t channels, int blocks) {
   const int64_t across = (channels + ACROSS - 1) / ACROSS, down = blocks * PROCESSORS / across;
   const int64_t parts = RUNS * (down > 0 ? down : 1), run = ((rows + parts - 1) / parts + GROUP - 1) / GROUP * GROUP;
@@ -164,7 +164,7 @@ template <class T, int N> struct row_queue {
 };
 
 /* The taps of N channels from c on, and the inputs that the next row reads besides its own */
-template <class T, int W, int N> struct channels_of {
+template <class T, int W, int N, bool BIAS> struct channels_of {
   float weight[W][N], bias[N], past[W][N]; /* past[0] to past[W-2], oldest first */
 
   __device__ channels_of(const problem<T> &p, int c) {
@@ -173,7 +173,7 @@ template <class T, int W, int N> struct channels_of {
     for (int j = 0; j < W; j++) taps[j] = load_packet<N>(p.weight + c * W + j * N);
 #pragma unroll
     for (int i = 0; i < N; i++) {
-      bias[i] = p.bias ? p.bias[c + i] : 0;
+      bias[i] = BIAS && p.bias ? p.bias[c + i] : 0;
 #pragma unroll
       for (int j = 0; j < W; j++) weight[j][i] = taps[(i * W + j) / N][(i * W + j) % N];
     }
@@ -232,7 +232,7 @@ static __global__ void __launch_bounds__(THREADS, forward_blocks<T, N>)
   place<N> at((int)p.rows, (int)p.channels, run);
   if (at.row >= at.end) return;
   const unsigned stride = (unsigned)p.channels;
-  channels_of<T, W, N> a(p, at.c);
+  channels_of<T, W, N, true> a(p, at.c);
   for (int n = (int)sequence_at(p.sequences, at.row); at.row < at.end; n++) {
     const int start = (int)sequence_start(p.sequences, n), stop = (int)sequence_start(p.sequences, n + 1);
     const int64_t here = at.row * p.channels + at.c;
@@ -275,15 +275,29 @@ static __global__ void __launch_bounds__(THREADS, forward_blocks<T, N>)
   }
 }
 
+/* Inputs and gradients of ROWS rows of N channels */
+template <class T, int ROWS, int N> struct rows_of {
+  unread<T, N> x[ROWS], dy[ROWS];
+
+  /* x and dy from row `now` on; zero from row `read` and `passes` on */
+  __device__ void load(const T *from_x, const T *from_dy, unsigned stride, int now, int read, int passes) {
+#pragma unroll
+    for (int k = 0; k < ROWS; k++) {
+      x[k].load(now + k < read, from_x + (now + k) * stride);
+      dy[k].load(now + k < passes, from_dy + (now + k) * stride);
+    }
+  }
+};
+
 /* A walk backward. An input's dx and what it adds to the gradients of the taps are due W-1 rows later, when du of all rows that read it
  * is known. */
-template <class T, int W, bool SILU, int N> struct gradients_of : channels_of<T, W, N> {
+template <class T, int W, bool SILU, int N, bool BIAS> struct gradients_of : channels_of<T, W, N, BIAS> {
   float du[W][N];               /* of the W rows up to the present one */
   float sum[W][N], bias_sum[N]; /* over the rows whose turn has come */
 
-  using channels_of<T, W, N>::past;
-  using channels_of<T, W, N>::weight;
-  __device__ gradients_of(const problem<T> &p, int c) : channels_of<T, W, N>(p, c) {
+  using channels_of<T, W, N, BIAS>::past;
+  using channels_of<T, W, N, BIAS>::weight;
+  __device__ gradients_of(const problem<T> &p, int c) : channels_of<T, W, N, BIAS>(p, c) {
 #pragma unroll
     for (int i = 0; i < N; i++) {
       bias_sum[i] = 0;
@@ -302,7 +316,7 @@ template <class T, int W, bool SILU, int N> struct gradients_of : channels_of<T,
     for (int i = 0; i < N; i++) {
 #pragma unroll
       for (int j = 0; j < W; j++) sum[j][i] += past[0][i] * du[W - 1 - j][i];
-      bias_sum[i] += du[0][i];
+      if (BIAS) bias_sum[i] += du[0][i];
     }
   }
   __device__ void pass(T *dx, bool accumulate) const {
@@ -322,39 +336,24 @@ template <class T, int W, bool SILU, int N> struct gradients_of : channels_of<T,
 };
 
 /* dx but for what the new state passes back, and partial (parts, C, W), behind it (parts, C), where they are wanted */
-template <class T, int W, bool SILU, int N>
+template <class T, int W, bool SILU, int N, bool BIAS>
 static __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS)
     walk_gradient(problem<T> p, int run, T *dx, bool accumulate, float *partial) {
-  __shared__ union {
-    struct {
-      packet<T, N> x[AHEAD][THREADS], dy[AHEAD][THREADS];
-    };
-    float meet[RUNS][LANES * N * (W + 1)];
-  } shared;
+  __shared__ float meet[RUNS][LANES * N * (W + 1)];
   place<N> at((int)p.rows, (int)p.channels, run);
   const unsigned stride = (unsigned)p.channels;
-  gradients_of<T, W, SILU, N> a(p, at.c);
+  gradients_of<T, W, SILU, N, BIAS> a(p, at.c);
   for (int n = at.row < at.end ? (int)sequence_at(p.sequences, at.row) : 0; at.row < at.end; n++) {
     const int start = (int)sequence_start(p.sequences, n), stop = (int)sequence_start(p.sequences, n + 1);
     const int64_t here = at.row * p.channels + at.c;
     const int rows = min(at.end, stop) - at.row;
     const int read = min(rows + W - 1, stop - at.row), passes = p.dy ? read : 0; /* du is zero behind */
+    const T *x = p.x + here, *dy = p.dy + here;
     if (!rows) continue;
-    /* the W-1 rows before anything is due; no more is read of them */
-    unread<T, N> first_x[W], first_dy[W];
-#pragma unroll
-    for (int k = 0; k < W - 1; k++) {
-      first_x[k].load(k < read, p.x + here + k * stride);
-      first_dy[k].load(k < passes, p.dy + here + k * stride);
-    }
-    row_queue<T, N> x(shared.x, p.x + here + (W - 1) * stride, stride);
-    row_queue<T, N> dy(shared.dy, p.dy + here + (W - 1) * stride, stride);
-#pragma unroll
-    for (int k = 0; k < AHEAD; k += GROUP) {
-      x.fetch(k, read - (W - 1) - k);
-      dy.fetch(k, passes - (W - 1) - k);
-      close_copies();
-    }
+    rows_of<T, W, N> before; /* the W-1 rows before anything is due; no more is read of them */
+    rows_of<T, GROUP, N> ahead;
+    before.load(x, dy, stride, 0, min(read, W - 1), min(passes, W - 1));
+    ahead.load(x, dy, stride, W - 1, read, passes);
     a.begin(p, n, start, at.row, at.c);
 #pragma unroll
     for (int j = 0; j < W; j++)
@@ -362,41 +361,35 @@ static __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS)
       for (int i = 0; i < N; i++) a.du[j][i] = 0;
 #pragma unroll
     for (int k = 0; k < W - 1; k++) {
-      a.take_gradient(first_x[k], first_dy[k]);
+      a.take_gradient(before.x[k], before.dy[k]);
       if (p.state && at.row == start) a.count(); /* the rows of the state */
       a.next();
     }
-    T *dx_row = dx + here;
-    for (int due = 0, place = 0; due < rows; due += GROUP, dx_row += GROUP * stride) {
-      wait_for_copies<AHEAD / GROUP - 1>();
-      if (dx && !accumulate && due + GROUP <= rows) {
+    int due = 0;
+    for (; dx && !accumulate && due + GROUP <= rows; due += GROUP) {
+      const rows_of<T, GROUP, N> own = ahead;
+      ahead.load(x, dy, stride, due + GROUP + W - 1, read, passes);
 #pragma unroll
-        for (int k = 0; k < GROUP; k++) {
-          a.take_gradient(x[place + k], dy[place + k]);
-          a.count();
-          a.pass(dx_row + k * stride, false);
-          a.next();
-        }
-      } else {
-#pragma unroll 1
-        for (int k = 0; k < GROUP && due + k < rows; k++) {
-          a.take_gradient(x[place + k], dy[place + k]);
-          a.count();
-          if (dx) a.pass(dx_row + k * stride, accumulate);
-          a.next();
-        }
+      for (int k = 0; k < GROUP; k++) {
+        a.take_gradient(own.x[k], own.dy[k]);
+        a.count();
+        a.pass(dx + here + (unsigned)(due + k) * stride, false);
+        a.next();
       }
-      x.fetch(place, read - (W - 1) - AHEAD - due);
-      dy.fetch(place, passes - (W - 1) - AHEAD - due);
-      close_copies();
-      place = place < AHEAD - GROUP ? place + GROUP : 0;
     }
-    wait_for_copies<0>(); /* zeros behind the run's end, whose places the next sequence takes */
+#pragma unroll 1
+    for (; due < rows; due++) {
+      rows_of<T, 1, N> own;
+      own.load(x, dy, stride, due + W - 1, read, passes);
+      a.take_gradient(own.x[0], own.dy[0]);
+      a.count();
+      if (dx) a.pass(dx + here + due * stride, accumulate);
+      a.next();
+    }
     at.row += rows;
   }
   if (!partial) return;
-  __syncthreads(); /* the places of rows have been read */
-  float *own = shared.meet[threadIdx.y] + threadIdx.x * N;
+  float *own = meet[threadIdx.y] + threadIdx.x * N;
 #pragma unroll
   for (int i = 0; i < N; i++) {
     own[W * LANES * N + i] = a.bias_sum[i];
@@ -409,7 +402,7 @@ static __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS)
   for (int64_t i = threadIdx.y * LANES + threadIdx.x; i < count * (W + 1); i += LANES * RUNS) {
     const int64_t j = i < count * W ? i % W : W, channel = i < count * W ? i / W : i - count * W;
     float total = 0;
-    for (int group = 0; group < RUNS; group++) total += shared.meet[group][j * LANES * N + channel];
+    for (int group = 0; group < RUNS; group++) total += meet[group][j * LANES * N + channel];
     partial[j < W ? (part * p.channels + at.block_c) * W + i : (parts * W + part) * p.channels + at.block_c + channel] =
         total;
   }
@@ -493,9 +486,12 @@ template <class T> static void walk_backward(const problem<T> &p, T *dx, bool ac
   const int64_t run = run_of(p.rows, p.channels, BACKWARD_BLOCKS);
   with_walk(p, dx, [&](auto k) {
     typedef decltype(k) K;
-    walk_gradient<T, K::W, K::SILU, K::N>
-        <<<place<K::N>::blocks(p.rows, p.channels, run), dim3(LANES, RUNS), 0, comba_cuda_stream()>>>(
-            p, (int)run, dx, accumulate, partial);
+    /* what language models have, without the bias and its sums */
+    constexpr bool bare = (int)K::W == (int)MOST_TAPS && K::SILU;
+    const auto kernel =
+        bare && !p.bias ? walk_gradient<T, K::W, K::SILU, K::N, !bare> : walk_gradient<T, K::W, K::SILU, K::N, true>;
+    kernel<<<place<K::N>::blocks(p.rows, p.channels, run), dim3(LANES, RUNS), 0, comba_cuda_stream()>>>(
+        p, (int)run, dx, accumulate, partial);
   });
   /* What the new state passes back to the last rows of each sequence */
   const int64_t carried = p.width - 1;
