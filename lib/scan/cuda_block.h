@@ -44,6 +44,21 @@ static inline __device__ float warp_inner_product(int64_t n, const float *a, con
   return warp_sum(sum);
 }
 
+/* ---- Memory --------------------------------------------------------------------------------------------------------- */
+
+/* Hands out shared memory while there is room, and then the block's part of the workspace; without either it only counts. */
+struct block_arena {
+  float *shared, *global;
+  int64_t room, shared_used, global_used;
+  __host__ __device__ float *take(int64_t floats) {
+    const int64_t size = (floats + 3) / 4 * 4;
+    int64_t &used = shared_used + size <= room ? shared_used : global_used;
+    float *const base = &used == &shared_used ? shared : global, *const part = base ? base + used : NULL;
+    used += size;
+    return part;
+  }
+};
+
 /* ---- Products ------------------------------------------------------------------------------------------------------- */
 
 /* Between rows of a matrix of `width` columns: 16 bytes times an odd number, so that eight rows lie on different banks. */

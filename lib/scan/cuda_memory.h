@@ -15,6 +15,7 @@ struct memory_problem : memory_operands<INPUTS> {
   int64_t tokens, slots;                         /* B T; chunks of all sequences, a head: slots of the saved memories */
   int K, V, R;                                   /* R: rows of the memory, K and with a bias one more */
   int key_row, value_row, token_row, matrix_row; /* between rows of (n,R), (n,V), (n + 1,n + 1) and (R,V) */
+  int64_t room;                                  /* floats of shared memory that a block takes at most */
   bool residual, momentum, mapped;
   memory_map map;
   cuda_inner_loss loss;
@@ -33,20 +34,8 @@ static inline __host__ __device__ int matrices(const memory_problem &p) {
   return p.momentum ? 2 : 1;
 }
 
-/* Hands out parts of a block's memory; without a base it only counts. */
-struct memory_arena {
-  float *base;
-  int64_t used;
-  __host__ __device__ float *take(int64_t floats) {
-    float *const part = base ? base + used : NULL;
-    used += (floats + 3) / 4 * 4;
-    return part;
-  }
-};
-
-/* Shared memory, or where the problem is too large for it, the block's part of the workspace. */
-static inline __device__ memory_arena block_arena(const memory_problem &p, int4 *shared) {
-  return {p.scratch ? p.scratch + blockIdx.x * p.scratch_size : (float *)shared, 0};
+static inline __device__ block_arena arena_of(const memory_problem &p, int4 *shared) {
+  return {(float *)shared, p.scratch + blockIdx.x * p.scratch_size, p.room, 0, 0};
 }
 
 /* ---- Sequences and chunks -------------------------------------------------------------------------------------------- */
@@ -196,7 +185,7 @@ typedef struct memory_mask {
   int row;
 } memory_mask;
 
-static inline __host__ __device__ memory_mask take_mask(const memory_problem &p, memory_arena *arena) {
+static inline __host__ __device__ memory_mask take_mask(const memory_problem &p, block_arena *arena) {
   memory_mask m = {arena->take(p.chunk + 1), NULL, NULL, p.token_row};
   m.c = arena->take((p.chunk + 1) * p.token_row);
   m.p = arena->take((p.chunk + 1) * p.token_row);

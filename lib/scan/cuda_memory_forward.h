@@ -18,10 +18,10 @@ struct walk_memory {
   float *A, *U, *memory; /* (R,V): as gates move it, the velocity, and the map of A, or A itself */
   float *k;              /* (n,R) */
   float *target, *z, *n, *pushed;
-  int64_t size;
+  block_arena used;
 };
 
-static inline __host__ __device__ walk_memory walk_memory_of(const memory_problem &p, memory_arena arena) {
+static inline __host__ __device__ walk_memory walk_memory_of(const memory_problem &p, block_arena arena) {
   const int64_t matrix = (int64_t)p.R * p.matrix_row, values = p.chunk * p.value_row;
   walk_memory m;
   m.A = arena.take(matrix);
@@ -32,7 +32,7 @@ static inline __host__ __device__ walk_memory walk_memory_of(const memory_proble
   m.z = arena.take(values);
   m.n = arena.take(values);
   m.pushed = p.momentum ? arena.take(values) : NULL;
-  m.size = arena.used;
+  m.used = arena;
   return m;
 }
 
@@ -56,7 +56,7 @@ template <class T> static __global__ void __launch_bounds__(THREADS) walk(const 
   const int R = p.R, V = p.V, row = p.matrix_row;
   const int64_t size = matrix_size(p), parts = 1 + matrices(p);
   float *final_state = p.final_state + blockIdx.x * parts * size;
-  const walk_memory m = walk_memory_of(p, block_arena(p, shared));
+  const walk_memory m = walk_memory_of(p, arena_of(p, shared));
   if (!t.length) {
     block_copy(parts * size, t.initial, final_state);
     return;
@@ -127,10 +127,10 @@ struct read_memory {
   float *q, *k, *n, *o, *scores; /* linear */
   memory_mask mask;
   float *A, *memory, *partial; /* mapped: (R,V), (WARPS,V) */
-  int64_t size;
+  block_arena used;
 };
 
-static inline __host__ __device__ read_memory read_memory_of(const memory_problem &p, memory_arena arena) {
+static inline __host__ __device__ read_memory read_memory_of(const memory_problem &p, block_arena arena) {
   const int64_t keys = p.chunk * p.key_row, values = p.chunk * p.value_row;
   read_memory m = {};
   m.q = arena.take(keys);
@@ -145,7 +145,7 @@ static inline __host__ __device__ read_memory read_memory_of(const memory_proble
     m.scores = arena.take(p.chunk * p.token_row);
     m.mask = take_mask(p, &arena);
   }
-  m.size = arena.used;
+  m.used = arena;
   return m;
 }
 
@@ -155,7 +155,7 @@ template <class T> static __global__ void __launch_bounds__(THREADS, 2) read_lin
   memory_task t;
   memory_chunk x;
   if (!find_chunk(p, &t, &x)) return;
-  const read_memory m = read_memory_of(p, block_arena(p, shared));
+  const read_memory m = read_memory_of(p, arena_of(p, shared));
   const int V = p.V, R = p.R;
   const float *memory = matrices_at(p, p.memories, x);
   const block_factor q = rows_of(m.q, p.key_row);
@@ -215,7 +215,7 @@ template <class T> static __global__ void __launch_bounds__(THREADS, 2) read_map
   memory_task t;
   memory_chunk x;
   if (!find_chunk(p, &t, &x)) return;
-  const read_memory m = read_memory_of(p, block_arena(p, shared));
+  const read_memory m = read_memory_of(p, arena_of(p, shared));
   const float *memory = matrices_at(p, p.memories, x);
   T *o = (T *)p.o;
   load_tokens(p, x, &token);

@@ -27,10 +27,10 @@ struct prepare_memory {
   float *scores;                     /* linear */
   memory_mask mask;
   float *A, *memory, *read, *D, *partial; /* mapped: (R,V), (WARPS,V) */
-  int64_t size;
+  block_arena used;
 };
 
-static inline __host__ __device__ prepare_memory prepare_memory_of(const memory_problem &p, memory_arena arena) {
+static inline __host__ __device__ prepare_memory prepare_memory_of(const memory_problem &p, block_arena arena) {
   const int64_t keys = p.chunk * p.key_row, values = p.chunk * p.value_row, matrix = p.R * p.matrix_row;
   prepare_memory m = {};
   m.q = arena.take(keys);
@@ -49,7 +49,7 @@ static inline __host__ __device__ prepare_memory prepare_memory_of(const memory_
   } else {
     m.scores = arena.take(p.chunk * p.token_row);
   }
-  m.size = arena.used;
+  m.used = arena;
   return m;
 }
 
@@ -80,7 +80,7 @@ template <class T> static __global__ void __launch_bounds__(THREADS, 2) prepare_
   memory_task t;
   memory_chunk x;
   if (!find_chunk(p, &t, &x)) return;
-  const prepare_memory m = prepare_memory_of(p, block_arena(p, shared));
+  const prepare_memory m = prepare_memory_of(p, arena_of(p, shared));
   const int64_t size = matrix_size(p);
   float *gradient = matrices_at(p, p.read_gradient, x);
   load_prepared<T>(p, x, &token, m);
@@ -118,7 +118,7 @@ template <class T> static __global__ void __launch_bounds__(THREADS, 2) prepare_
   memory_task t;
   memory_chunk x;
   if (!find_chunk(p, &t, &x)) return;
-  const prepare_memory m = prepare_memory_of(p, block_arena(p, shared));
+  const prepare_memory m = prepare_memory_of(p, arena_of(p, shared));
   const int R = p.R, V = p.V, row = p.matrix_row;
   const float *memory = matrices_at(p, p.memories, x);
   float *gradient = matrices_at(p, p.read_gradient, x);
@@ -179,10 +179,10 @@ struct walk_back_memory {
   float *G, *GU, *memory,
       *read; /* (R,V): gradients of the memory and the velocity; the map, and what comes through it */
   float *k, *target, *z, *dn, *dz, *dtarget;
-  int64_t size;
+  block_arena used;
 };
 
-static inline __host__ __device__ walk_back_memory walk_back_memory_of(const memory_problem &p, memory_arena arena) {
+static inline __host__ __device__ walk_back_memory walk_back_memory_of(const memory_problem &p, block_arena arena) {
   const int64_t matrix = (int64_t)p.R * p.matrix_row, values = p.chunk * p.value_row;
   walk_back_memory m = {};
   m.G = arena.take(matrix);
@@ -195,7 +195,7 @@ static inline __host__ __device__ walk_back_memory walk_back_memory_of(const mem
   m.dn = arena.take(values);
   m.dz = arena.take(values);
   m.dtarget = arena.take(values);
-  m.size = arena.used;
+  m.used = arena;
   return m;
 }
 
@@ -209,7 +209,7 @@ template <class T> static __global__ void __launch_bounds__(THREADS) walk_back(c
   float *parameters = p.parameter_gradients + blockIdx.x * p.parameters;
   float *to_state = p.gradient[INITIAL_STATE] ? (float *)p.gradient[INITIAL_STATE] + blockIdx.x * parts * size : NULL;
   const bool accumulate = p.accumulate[INITIAL_STATE];
-  const walk_back_memory m = walk_back_memory_of(p, block_arena(p, shared));
+  const walk_back_memory m = walk_back_memory_of(p, arena_of(p, shared));
   if (!t.length) {
     block_copy(size, NULL, parameters);
     if (to_state) block_each(parts * size, [&](int64_t i) { put(to_state + i, t.given ? t.given[i] : 0, accumulate); });
@@ -299,10 +299,10 @@ struct finish_memory {
   float *scores, *products;                      /* (n,n) */
   memory_mask mask, gradient;
   float *memory; /* the map */
-  int64_t size;
+  block_arena used;
 };
 
-static inline __host__ __device__ finish_memory finish_memory_of(const memory_problem &p, memory_arena arena) {
+static inline __host__ __device__ finish_memory finish_memory_of(const memory_problem &p, block_arena arena) {
   const int64_t keys = p.chunk * p.key_row, values = p.chunk * p.value_row, square = p.chunk * p.token_row;
   finish_memory m = {};
   float **const of_keys[] = {&m.k, &m.dk, &m.rows},
@@ -320,7 +320,7 @@ static inline __host__ __device__ finish_memory finish_memory_of(const memory_pr
     m.scores = arena.take(square);
     m.products = arena.take(square);
   }
-  m.size = arena.used;
+  m.used = arena;
   return m;
 }
 
@@ -492,7 +492,7 @@ template <class T> static __global__ void __launch_bounds__(THREADS, 2) finish(c
   if (dbias) block_copy(p.V, NULL, dbias);
   if (doffset) block_copy(p.chunk, NULL, doffset);
   if (!find_chunk(p, &t, &x)) return;
-  const finish_memory m = finish_memory_of(p, block_arena(p, shared));
+  const finish_memory m = finish_memory_of(p, arena_of(p, shared));
   const int R = p.R, V = p.V, n = x.n;
   const float *memory = matrices_at(p, p.memories, x), *G = matrices_at(p, p.end_gradient, x);
   load_tokens(p, x, &token);

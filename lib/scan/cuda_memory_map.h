@@ -21,6 +21,13 @@ static inline __device__ double power_sum(const memory_map &map, int64_t size, c
   return 1e-24 + (double)block_sum(sum);
 }
 
+/* N^exponent; the usual ones of q = 4 without a power */
+static inline __device__ double power_of(double N, double exponent) {
+  if (exponent == -0.5) return 1 / sqrt(N);
+  if (exponent == -1.5) return 1 / (N * sqrt(N));
+  return pow(N, exponent);
+}
+
 static inline __device__ bool is_power(const memory_map &map) {
   return map.kind == COMBA_MEMORY_POWER || map.kind == COMBA_MEMORY_MIRROR;
 }
@@ -38,7 +45,7 @@ static inline __device__ softmax_groups groups_of(const memory_map &map, int64_t
 /* memory (R,V) = f(A) */
 static __device__ __noinline__ void map_memory(memory_map map, int64_t R, int64_t V, const float *A, float *memory) {
   if (is_power(map)) {
-    const float q = (float)map.exponent, scale = (float)pow(power_sum(map, R * V, A), 2 / map.exponent - 1);
+    const float q = (float)map.exponent, scale = (float)power_of(power_sum(map, R * V, A), 2 / map.exponent - 1);
     const bool mirror = map.kind == COMBA_MEMORY_MIRROR;
     block_each(R * V, [=](int64_t i) { memory[i] = scale * A[i] * (mirror ? power_weight(q, A[i]) : 1); });
     return;
@@ -78,8 +85,8 @@ static __device__ __noinline__ void map_backward(memory_map map, int64_t R, int6
     for (int64_t i = threadIdx.x; i < R * V; i += blockDim.x)
       sum += gradient[i] * A[i] * (mirror ? power_weight(q, A[i]) : 1);
     const double along = block_sum(sum);
-    const float scale = (float)pow(N, 2 / map.exponent - 1);
-    const float to_norm = (float)(along * (2 - map.exponent) * pow(N, 2 / map.exponent - 2));
+    const float scale = (float)power_of(N, 2 / map.exponent - 1);
+    const float to_norm = (float)(along * (2 - map.exponent) * power_of(N, 2 / map.exponent - 2));
     block_each(R * V, [=](int64_t i) {
       const float weight = power_weight(q, A[i]);
       gradient[i] = scale * (mirror ? (q - 1) * weight : 1) * gradient[i] + to_norm * weight * A[i];

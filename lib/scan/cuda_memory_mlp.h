@@ -73,26 +73,13 @@ typedef struct cuda_mlp_chunk {
   float *dx, *dtarget, *dz1, *dx2, *dz2, *dn1, *dn2;
 } cuda_mlp_chunk;
 
-/* Hands out shared memory while there is room, and then the block's part of the workspace; without either it only counts. */
-struct mlp_arena {
-  float *shared, *global;
-  int64_t room, shared_used, global_used;
-  __host__ __device__ float *take(int64_t floats) {
-    const int64_t size = (floats + 3) / 4 * 4;
-    int64_t &used = shared_used + size <= room ? shared_used : global_used;
-    float *const base = &used == &shared_used ? shared : global, *const part = base ? base + used : NULL;
-    used += size;
-    return part;
-  }
-};
-
 static inline __host__ __device__ int64_t mlp_part(const cuda_mlp_chunk &s) {
   const int64_t size = (int64_t)s.F * s.first_row + s.M + (int64_t)s.M * s.second_row + s.F;
   return (size + 3) / 4 * 4;
 }
 
 /* Where everything lies, s->F, s->M and s->slices being set; most used first. n: tokens of a chunk */
-static inline __host__ __device__ void lay_out_mlp(cuda_mlp_chunk *s, mlp_arena *arena, int64_t n, bool mapped,
+static inline __host__ __device__ void lay_out_mlp(cuda_mlp_chunk *s, block_arena *arena, int64_t n, bool mapped,
                                                    bool normed, bool backward) {
   s->narrow = row_stride(s->F);
   s->wide = row_stride(s->M);

@@ -28,71 +28,81 @@ static memory_problem problem_of(const comba_shape *shapes, const comba_memory_a
   p.loss = cuda_inner_loss_of(&attributes->loss, p.V);
   p.loss.stride = p.value_row;
   p.parameters = matrix_size(p);
+  p.room = (comba_cuda_shared_bytes() - 8192 /* static */) / (int64_t)sizeof(float);
   return p;
 }
 
-/* The workspace: what the kernels pass on, and behind it room for blocks whose matrices do not fit into shared memory. */
+/* Blocks of a kernel, and the memory that each of them takes. */
 struct kernel_size {
-  int64_t blocks, floats;
+  int64_t blocks;
+  block_arena used;
 };
-static const int64_t STATIC_BYTES = 8192; /* of shared memory, at most */
-
-static bool fits(const kernel_size &k) {
-  return k.floats * (int64_t)sizeof(float) + STATIC_BYTES <= comba_cuda_shared_bytes();
+enum { WALK, READ, FORWARD_KERNELS };
+static void forward_sizes(const memory_problem &p, kernel_size *size) {
+  const block_arena none = {NULL, NULL, p.room, 0, 0};
+  size[WALK] = {p.sequences * p.heads, walk_memory_of(p, none).used};
+  size[READ] = {p.slots * p.heads, read_memory_of(p, none).used};
+}
+enum { PREPARE, WALK_BACK, FINISH, BACKWARD_KERNELS };
+static void backward_sizes(const memory_problem &p, kernel_size *size) {
+  const block_arena none = {NULL, NULL, p.room, 0, 0};
+  size[PREPARE] = {p.slots * p.heads, prepare_memory_of(p, none).used};
+  size[WALK_BACK] = {p.sequences * p.heads, walk_back_memory_of(p, none).used};
+  size[FINISH] = {p.slots * p.heads, finish_memory_of(p, none).used};
 }
 
-static int64_t room_for(const kernel_size *kernels, int count) {
+static int64_t most_scratch(const kernel_size *kernels, int count) {
   int64_t most = 0;
   for (int i = 0; i < count; i++) {
-    const int64_t floats = kernels[i].blocks * kernels[i].floats;
-    if (!fits(kernels[i]) && floats > most) most = floats;
+    const int64_t floats = kernels[i].blocks * kernels[i].used.global_used;
+    if (floats > most) most = floats;
   }
   return most;
 }
 
-enum { WALK, READ, FORWARD_KERNELS };
-static void forward_sizes(const memory_problem &p, kernel_size *size) {
-  size[WALK] = {p.sequences * p.heads, walk_memory_of(p, {}).size};
-  size[READ] = {p.slots * p.heads, read_memory_of(p, {}).size};
-}
-enum { PREPARE, WALK_BACK, FINISH, BACKWARD_KERNELS };
-static void backward_sizes(const memory_problem &p, kernel_size *size) {
-  size[PREPARE] = {p.slots * p.heads, prepare_memory_of(p, {}).size};
-  size[WALK_BACK] = {p.sequences * p.heads, walk_back_memory_of(p, {}).size};
-  size[FINISH] = {p.slots * p.heads, finish_memory_of(p, {}).size};
+/* Hands out the workspace; without one it only counts floats. */
+static float *take(float *base, int64_t *used, int64_t floats) {
+  float *const part = base ? base + *used : NULL;
+  *used += (floats + 3) / 4 * 4;
+  return part;
 }
 
+/* What the kernels pass on, and behind it room for what their blocks do not have in shared memory; returns the floats of all. */
 static int64_t lay_out_forward(memory_problem *p, float *base) {
   kernel_size size[FORWARD_KERNELS];
-  memory_arena arena = {base, 0};
-  float *const memories = arena.take(p->slots * p->heads * matrices(*p) * matrix_size(*p));
+  int64_t used = 0;
+  float *const memories = take(base, &used, p->slots * p->heads * matrices(*p) * matrix_size(*p));
   if (!p->memories) p->memories = memories;
-  p->n = arena.take(p->tokens * p->heads * p->V);
+  p->n = take(base, &used, p->tokens * p->heads * p->V);
+  p->scratch = take(base, &used, 0);
   forward_sizes(*p, size);
-  p->scratch = arena.take(room_for(size, FORWARD_KERNELS));
-  return arena.used;
+  return used + most_scratch(size, FORWARD_KERNELS);
 }
 
 static int64_t lay_out_backward(memory_problem *p, float *base) {
-  kernel_size size[BACKWARD_KERNELS];
-  memory_arena arena = {base, 0};
   const int64_t rows = p->tokens * p->heads, states = p->slots * p->heads, mapped = p->mapped;
-  p->z = arena.take(rows * p->V);
-  p->n = arena.take(rows * p->V);
-  p->dn = arena.take(rows * p->V);
-  p->read_gradient = arena.take(states * matrices(*p) * matrix_size(*p));
-  p->end_gradient = arena.take(states * matrices(*p) * matrix_size(*p));
-  p->gathered_gradient = arena.take(p->sequences * p->heads * matrix_size(*p));
-  p->parameter_gradients = arena.take(p->sequences * p->heads * p->parameters);
-  p->dk = arena.take(mapped * rows * p->R);
-  p->drate = arena.take(mapped * rows);
-  p->dretain = arena.take(mapped * rows);
-  p->dweight = arena.take(states * p->V);
-  p->dbias = arena.take(states * p->V);
-  p->dtoken_offset = arena.take(states * p->chunk);
+  const struct {
+    float **at;
+    int64_t size;
+  } part[] = {{&p->z, rows * p->V},
+              {&p->n, rows * p->V},
+              {&p->dn, rows * p->V},
+              {&p->read_gradient, states * matrices(*p) * matrix_size(*p)},
+              {&p->end_gradient, states * matrices(*p) * matrix_size(*p)},
+              {&p->gathered_gradient, p->sequences * p->heads * matrix_size(*p)},
+              {&p->parameter_gradients, p->sequences * p->heads * p->parameters},
+              {&p->dk, mapped * rows * p->R},
+              {&p->drate, mapped * rows},
+              {&p->dretain, mapped * rows},
+              {&p->dweight, states * p->V},
+              {&p->dbias, states * p->V},
+              {&p->dtoken_offset, states * p->chunk},
+              {&p->scratch, 0}};
+  kernel_size size[BACKWARD_KERNELS];
+  int64_t used = 0;
+  for (const auto &x : part) *x.at = take(base, &used, x.size);
   backward_sizes(*p, size);
-  p->scratch = arena.take(room_for(size, BACKWARD_KERNELS));
-  return arena.used;
+  return used + most_scratch(size, BACKWARD_KERNELS);
 }
 
 static comba_status infer(comba_signature *s) {
@@ -111,9 +121,8 @@ static memory_problem operands_of(const comba_call *call) {
 }
 
 static void launch(void (*kernel)(memory_problem), memory_problem p, const kernel_size &size, const char *what) {
-  const int bytes = fits(size) ? (int)(size.floats * (int64_t)sizeof(float)) : 0;
-  if (bytes) p.scratch = NULL;
-  p.scratch_size = size.floats;
+  const int bytes = (int)(size.used.shared_used * (int64_t)sizeof(float));
+  p.scratch_size = size.used.global_used;
   comba_cuda_note(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), what);
   kernel<<<(unsigned)size.blocks, THREADS, bytes, comba_cuda_stream()>>>(p);
   comba_cuda_note(cudaGetLastError(), what);

@@ -31,7 +31,8 @@ static int64_t mlp_size(int64_t F, int64_t M) {
   return 2 * F * M + M + F;
 }
 
-static __host__ __device__ mlp_arena lay_out(const mlp_problem &p, cuda_mlp_chunk *s, mlp_arena arena, bool backward) {
+static __host__ __device__ block_arena lay_out(const mlp_problem &p, cuda_mlp_chunk *s, block_arena arena,
+                                               bool backward) {
   s->F = (int)p.F;
   s->M = (int)p.M / p.slices;
   s->slices = p.slices;
@@ -213,7 +214,7 @@ template <class T> static __global__ void __launch_bounds__(THREADS) walk(const 
   publish(s); /* what is in shared memory stays until all have read it */
 }
 
-template <class K> static void launch(K kernel, mlp_problem p, const mlp_arena &used, const char *what) {
+template <class K> static void launch(K kernel, mlp_problem p, const block_arena &used, const char *what) {
   const int bytes = (int)(used.shared_used * (int64_t)sizeof(float));
   const unsigned blocks = (unsigned)(p.sequences * p.heads * p.slices);
   p.scratch_size = used.global_used;
@@ -343,7 +344,7 @@ template <class T> static void backward(const comba_call *call) {
   mlp_problem p = operands_of(call);
   const int64_t matrix = p.F * p.M;
   cuda_mlp_chunk chunk;
-  const mlp_arena used = lay_out(p, &chunk, {}, true);
+  const block_arena used = lay_out(p, &chunk, {}, true);
   p.parameter_gradients = p.scratch + p.sequences * p.heads * p.slices * used.global_used;
   launch(walk_back<T>, p, used, "memory of two layers, backward");
   sum_parameter(p, W1, 0, matrix, false);
