@@ -93,11 +93,11 @@ static __device__ inline void multiply_add_tf32(float (&sum)[4], const uint32_t 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-/* One step of 8 in k for N tiles of 8 columns; of the 8 only the first `left` count. a and b are at this lane's first element of each. */
+/* One step of 8 in k for N tiles of 8 columns; a and b are at the first of the two that this lane has of each, and say whether they count. */
 template <int N>
-static __device__ inline void product_step(float (&large)[N][4], float (&rest)[N][4], const float *const (&a)[2],
-                                           int a_column, const float *const (&b)[N], int b_row, bool first,
-                                           bool second) {
+static __device__ inline void product_step(float (&large)[N][4], float (&rest)[N][4], float (&more)[N][4],
+                                           const float *const (&a)[2], int a_column, const float *const (&b)[N],
+                                           int b_row, bool first, bool second) {
   uint32_t a_big[4], a_small[4];
 #pragma unroll
   for (int half = 0; half < 2; half++) {
@@ -110,7 +110,7 @@ static __device__ inline void product_step(float (&large)[N][4], float (&rest)[N
     split(first ? *b[i] : 0, b_big[0], b_small[0]);
     split(second ? b[i][4 * b_row] : 0, b_big[1], b_small[1]);
     multiply_add_tf32(rest[i], a_small, b_big);
-    multiply_add_tf32(rest[i], a_big, b_small);
+    multiply_add_tf32(more[i], a_big, b_small);
     multiply_add_tf32(large[i], a_big, b_big);
   }
 }
@@ -122,7 +122,9 @@ static __device__ inline void product_tile(int m, int n, int k, const block_fact
                                            int column, G get, F put) {
   const int in_row = threadIdx.x % 32 / 4, in_k = threadIdx.x % 4;
   const float *left[2], *right[N];
-  float large[N][4] = {}, rest[N][4] = {}, old[N][4];
+  float large[N][4] = {}, rest[N][4] = {}, second[N][4] = {}, old[N][4];
+  float(&more)[N][4] =
+      N == 1 ? second : rest; /* one tile waits for its own sums: the fewer of them in a row the better */
   const auto each = [&](auto visit) {
 #pragma unroll
     for (int i = 0; i < N; i++)
@@ -141,14 +143,16 @@ static __device__ inline void product_tile(int m, int n, int k, const block_fact
   int at = 0;
 #pragma unroll(N == 4 ? 2 : 4)
   for (; at + 8 <= k; at += 8) {
-    product_step<N>(large, rest, left, a.column, right, b.row, true, true);
+    product_step<N>(large, rest, more, left, a.column, right, b.row, true, true);
 #pragma unroll
     for (int half = 0; half < 2; half++) left[half] += 8 * a.column;
 #pragma unroll
     for (int i = 0; i < N; i++) right[i] += 8 * b.row;
   }
-  if (at < k) product_step<N>(large, rest, left, a.column, right, b.row, at + in_k < k, at + in_k + 4 < k);
-  each([&](int i, int e, int to_row, int to_column) { put(to_row, to_column, large[i][e] + rest[i][e], old[i][e]); });
+  if (at < k) product_step<N>(large, rest, more, left, a.column, right, b.row, at + in_k < k, at + in_k + 4 < k);
+  each([&](int i, int e, int to_row, int to_column) {
+    put(to_row, to_column, large[i][e] + (N == 1 ? rest[i][e] + second[i][e] : rest[i][e]), old[i][e]);
+  });
 }
 
 template <int N, class G, class F>

@@ -16,20 +16,26 @@ enum { MOST_SLICES = 8, LEAST_SLICE = 16 /* channels */ };
 
 /* ---- Clusters -------------------------------------------------------------------------------------------------------- */
 
-/* All threads of a cluster, whose writes to shared memory are seen by all then. */
+/* Where there are none (before sm_90) a memory has one slice, and these are not called.
+ *
+ * All threads of a cluster, whose writes to shared memory are seen by all then. */
 static __device__ inline void cluster_sync() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
 }
 
 /* Four numbers of the shared memory of block `rank` of the cluster, which are at `place` in this block's. */
 static __device__ inline float4 load_remote(const float *place, int rank) {
+  float4 value = {};
+#if __CUDA_ARCH__ >= 900
   uint32_t address = (uint32_t)__cvta_generic_to_shared(place);
-  float4 value;
   asm volatile("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(address) : "r"(rank));
   asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
                : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
                : "r"(address)
                : "memory");
+#endif
   return value;
 }
 
