@@ -10,6 +10,7 @@
 enum { Q, KEY, VALUE, RATE, RETENTION, MOMENTUM, THRESHOLD, TOKEN_OFFSET, NORM_WEIGHT, NORM_BIAS, MEMORY, BIAS };
 enum { INITIAL_STATE = BIAS + 1, POSITION, CU_SEQLENS, INPUTS };
 enum { CHUNK = 64 /* tokens of a chunk at most */, MASK = CHUNK + 1, THREADS = 256, WARPS = THREADS / 32 };
+enum { WALK_THREADS = 512 }; /* of a block that walks: it is alone on its processor, and has to be quick */
 
 struct memory_problem : memory_operands<INPUTS> {
   int64_t tokens, slots;                         /* B T; chunks of all sequences, a head: slots of the saved memories */
@@ -121,7 +122,7 @@ static inline __device__ void load_tokens(const memory_problem &p, const memory_
   const float *rate = (const float *)p.input[RATE], *retention = (const float *)p.input[RETENTION];
   const float *momentum = (const float *)p.input[MOMENTUM], *threshold = (const float *)p.input[THRESHOLD];
   const float *offset = (const float *)p.input[TOKEN_OFFSET];
-  for (int i = threadIdx.x; i < x.n; i += THREADS) {
+  for (int i = threadIdx.x; i < x.n; i += blockDim.x) {
     const int64_t at = x.row + i * p.heads;
     const int place = x.phase + i;
     token->rate[i] = rate[at];
@@ -145,7 +146,7 @@ static __device__ inline void load_rows(const memory_problem &p, const memory_ch
 template <class T>
 static __device__ inline void load_keys(const memory_problem &p, const memory_chunk &x, int input, float *to) {
   load_rows<T>(p, x, p.input[input], p.K, to, p.key_row);
-  for (int i = threadIdx.x; p.R > p.K && i < x.n; i += THREADS) to[i * p.key_row + p.K] = 1;
+  for (int i = threadIdx.x; p.R > p.K && i < x.n; i += blockDim.x) to[i * p.key_row + p.K] = 1;
 }
 
 template <class T>
@@ -194,7 +195,7 @@ static inline __host__ __device__ memory_mask take_mask(const memory_problem &p,
 
 /* visit(i, j, f, c, p) for rows 1 to n of column j, a thread each. */
 template <class F> static __device__ inline void each_sum(const memory_tokens &token, int n, F visit) {
-  for (int j = threadIdx.x; j <= n; j += THREADS) {
+  for (int j = threadIdx.x; j <= n; j += blockDim.x) {
     float c = 0, p = j == 0, f = 1;
     for (int i = 1; i <= n; i++) {
       const float retain = token.retain[i - 1];
@@ -216,7 +217,7 @@ static inline __device__ void find_mask(const memory_tokens &token, int n, const
     m.f[0] = m.p[0] = 1;
     m.c[0] = 0;
   });
-  for (int j = threadIdx.x + 1; j <= n; j += THREADS) m.c[j] = m.p[j] = 0;
+  for (int j = threadIdx.x + 1; j <= n; j += blockDim.x) m.c[j] = m.p[j] = 0;
   __syncthreads();
 }
 
@@ -227,21 +228,29 @@ typedef struct memory_end {
   float to_memory[CHUNK], to_velocity[CHUNK];
 } memory_end;
 
-/* Without waiting for the block. */
-static inline __device__ void find_end(const memory_chunk &x, const memory_tokens &token, memory_end *to) {
+/* Column j of each_sum, of which only the last row counts, a thread each; without waiting for the block. */
+static inline __device__ void find_end(const memory_problem &p, const memory_chunk &x, const memory_tokens &token,
+                                       memory_end *to) {
   const float end = x.complete ? token.weight[x.n - 1] : 1;
-  each_sum(token, x.n, [&](int i, int j, float f, float c, float p) {
-    if (i < x.n) return;
+  const bool gated = p.momentum || p.input[RETENTION]; /* else nothing is ever forgotten */
+  for (int j = threadIdx.x; j <= x.n; j += blockDim.x) {
+    float c = j > 0, of_velocity = gated || j == x.n, f = 1;
+    for (int i = j + 1; gated && i <= x.n; i++) {
+      const float retain = token.retain[i - 1];
+      of_velocity *= token.keep[i - 1];
+      c = retain * c + of_velocity;
+      f *= retain;
+    }
     if (j) {
       to->to_memory[j - 1] = end * c * token.rate[j - 1];
-      to->to_velocity[j - 1] = p * token.rate[j - 1];
+      to->to_velocity[j - 1] = of_velocity * token.rate[j - 1];
     } else {
       to->f = f;
       to->c = c;
-      to->p = p;
+      to->p = of_velocity;
       to->end = end;
     }
-  });
+  }
 }
 
 /* What token i reads of the memory before the chunk, of what was gathered, of the velocity. */

@@ -48,7 +48,7 @@ static inline __device__ void share_gradients(const memory_problem &p, const mem
   });
 }
 
-template <class T> static __global__ void __launch_bounds__(THREADS) walk(const memory_problem p) {
+template <class T> static __global__ void __launch_bounds__(WALK_THREADS) walk(const memory_problem p) {
   extern __shared__ int4 shared[];
   __shared__ memory_tokens token;
   __shared__ memory_end end;
@@ -74,7 +74,7 @@ template <class T> static __global__ void __launch_bounds__(THREADS) walk(const 
     load_keys<T>(p, x, KEY, m.k);
     load_targets<T>(p, x, m.target);
     __syncthreads();
-    find_end(x, token, &end);
+    find_end(p, x, token, &end);
     if (p.mapped) map_memory(p.map, R, V, m.A, m.memory);
     block_product(x.n, V, R, rows_of(m.k, p.key_row), rows_of(m.memory, row),
                   [&](int i, int j, float z) { m.z[i * p.value_row + j] = z; });

@@ -199,7 +199,7 @@ static inline __host__ __device__ walk_back_memory walk_back_memory_of(const mem
   return m;
 }
 
-template <class T> static __global__ void __launch_bounds__(THREADS) walk_back(const memory_problem p) {
+template <class T> static __global__ void __launch_bounds__(WALK_THREADS) walk_back(const memory_problem p) {
   extern __shared__ int4 shared[];
   __shared__ memory_tokens token, token_gradient;
   __shared__ memory_end end;
@@ -233,7 +233,7 @@ template <class T> static __global__ void __launch_bounds__(THREADS) walk_back(c
     load_rows<float>(p, x, p.z, V, m.z, p.value_row);
     load_rows<float>(p, x, p.dn, V, m.dn, p.value_row);
     __syncthreads();
-    find_end(x, token, &end);
+    find_end(p, x, token, &end);
     __syncthreads();
     const auto dn_at = [&](int i, int j) { return m.dn[i * p.value_row + j]; };
     if (p.momentum)

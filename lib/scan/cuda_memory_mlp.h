@@ -11,7 +11,7 @@
 #include "scan/cuda_memory_map.h"
 #include "scan/cuda_normed_loss.h"
 
-enum { CHUNK = 64, GROUP = 4, THREADS = 256 };
+enum { CHUNK = 64, GROUP = 4, THREADS = 512 };
 enum { MOST_SLICES = 8, LEAST_SLICE = 16 /* channels */ };
 
 /* ---- Clusters -------------------------------------------------------------------------------------------------------- */

@@ -35,20 +35,21 @@ static memory_problem problem_of(const comba_shape *shapes, const comba_memory_a
 /* Blocks of a kernel, and the memory that each of them takes. */
 struct kernel_size {
   int64_t blocks;
+  int threads;
   block_arena used;
 };
 enum { WALK, READ, FORWARD_KERNELS };
 static void forward_sizes(const memory_problem &p, kernel_size *size) {
   const block_arena none = {NULL, NULL, p.room, 0, 0};
-  size[WALK] = {p.sequences * p.heads, walk_memory_of(p, none).used};
-  size[READ] = {p.slots * p.heads, read_memory_of(p, none).used};
+  size[WALK] = {p.sequences * p.heads, WALK_THREADS, walk_memory_of(p, none).used};
+  size[READ] = {p.slots * p.heads, THREADS, read_memory_of(p, none).used};
 }
 enum { PREPARE, WALK_BACK, FINISH, BACKWARD_KERNELS };
 static void backward_sizes(const memory_problem &p, kernel_size *size) {
   const block_arena none = {NULL, NULL, p.room, 0, 0};
-  size[PREPARE] = {p.slots * p.heads, prepare_memory_of(p, none).used};
-  size[WALK_BACK] = {p.sequences * p.heads, walk_back_memory_of(p, none).used};
-  size[FINISH] = {p.slots * p.heads, finish_memory_of(p, none).used};
+  size[PREPARE] = {p.slots * p.heads, THREADS, prepare_memory_of(p, none).used};
+  size[WALK_BACK] = {p.sequences * p.heads, WALK_THREADS, walk_back_memory_of(p, none).used};
+  size[FINISH] = {p.slots * p.heads, THREADS, finish_memory_of(p, none).used};
 }
 
 static int64_t most_scratch(const kernel_size *kernels, int count) {
@@ -124,7 +125,7 @@ static void launch(void (*kernel)(memory_problem), memory_problem p, const kerne
   const int bytes = (int)(size.used.shared_used * (int64_t)sizeof(float));
   p.scratch_size = size.used.global_used;
   comba_cuda_note(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), what);
-  kernel<<<(unsigned)size.blocks, THREADS, bytes, comba_cuda_stream()>>>(p);
+  kernel<<<(unsigned)size.blocks, size.threads, bytes, comba_cuda_stream()>>>(p);
   comba_cuda_note(cudaGetLastError(), what);
 }
 

@@ -22,7 +22,7 @@ struct mlp_problem : memory_operands<INPUTS> {
 static int slices_of(const comba_memory_mlp_attributes *attributes, int64_t M, int64_t tasks) {
   int slices = MOST_SLICES;
   if (attributes->map != COMBA_MEMORY_LINEAR || !comba_cuda_clusters()) return 1; /* maps go over all of a matrix */
-  if (tasks * slices > 264) slices /= 2;                                          /* two rounds of blocks on a GPU */
+  while (slices > 2 && tasks * slices > 120) slices /= 2; /* of clusters of eight an H100 has room for 15 at once */
   while (slices > 1 && (M % slices || M / slices < LEAST_SLICE)) slices /= 2;
   return slices;
 }
