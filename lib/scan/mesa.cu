@@ -137,6 +137,7 @@ template <class T>
 static __global__ void __launch_bounds__(THREADS) pass_states(const mesa_problem p, float *final_states) {
   extern __shared__ int4 shared[];
   __shared__ double G[CHUNK];
+  __shared__ float weight[CHUNK];
   const cuda_chunks c = p.chunks;
   const int64_t sequence = blockIdx.x / c.heads, head = blockIdx.x % c.heads, size = (int64_t)p.K * p.K;
   const int64_t lane = c.cu_seqlens ? 0 : sequence;
@@ -159,10 +160,10 @@ static __global__ void __launch_bounds__(THREADS) pass_states(const mesa_problem
     count = next.count;
     load_keys<T>(p, next, head, count, k, row);
     sum_gates(p, next, head, G);
-    block_matrix(count, K, [&](int j, int i) {
-      const float weight = p.beta[(next.row + j) * c.heads + head] * decay_of((float)(G[count - 1] - G[j]));
-      left[j * row + i] = weight * k[j * row + i];
-    });
+    for (int j = threadIdx.x; j < count; j += THREADS)
+      weight[j] = p.beta[(next.row + j) * c.heads + head] * decay_of((float)(G[count - 1] - G[j]));
+    __syncthreads();
+    block_matrix(count, K, [&](int j, int i) { left[j * row + i] = weight[j] * k[j * row + i]; });
     total = decay_of((float)G[count - 1]);
     state = to;
   }
@@ -194,7 +195,7 @@ template <class T, class F>
 static __global__ void __launch_bounds__(THREADS, 2) solve_systems(const mesa_problem p, const T *b, F store_x) {
   extern __shared__ int4 shared[];
   __shared__ double G[CHUNK];
-  __shared__ float square[GROUP], enough[GROUP], decay[GROUP];
+  __shared__ float square[GROUP], enough[GROUP], decay[GROUP], beta[CHUNK];
   const cuda_chunks c = p.chunks;
   const int K = p.K, row = row_stride(K), first = blockIdx.x % GROUPS * GROUP;
   int64_t head;
@@ -209,6 +210,7 @@ static __global__ void __launch_bounds__(THREADS, 2) solve_systems(const mesa_pr
   const int state_row = p.copy_states ? row : K;
   const block_factor state = rows_of(p.copy_states ? copy : states, state_row);
   load_keys<T>(p, piece, head, keys, k, row);
+  for (int j = threadIdx.x; j < keys; j += THREADS) beta[j] = p.beta[(piece.row + j) * c.heads + head];
   sum_gates(p, piece, head, G);
   const auto place_of = [&](int i) { return ((piece.row + first + i) * c.heads + head) * K; };
   for (int n = threadIdx.x; n < K; n += THREADS)
@@ -216,7 +218,7 @@ static __global__ void __launch_bounds__(THREADS, 2) solve_systems(const mesa_pr
   if (p.copy_states) start_load(K, K, copy, row, [&](int i, int j) { return load_constant(states + i * K + j); });
   block_matrix(count, keys, [&](int i, int j) {
     const int t = first + i;
-    weights[i * score_row + j] = j > t ? 0 : p.beta[(piece.row + j) * c.heads + head] * decay_of((float)(G[t] - G[j]));
+    weights[i * score_row + j] = j > t ? 0 : beta[j] * decay_of((float)(G[t] - G[j]));
   });
   block_rows(count, [&](int64_t i, int lane) {
     float sum = 0;
