@@ -377,8 +377,8 @@ bool comba_cuda_clusters() {
 }
 
 bool comba_cuda_has_lanes() {
-  static const char *wanted = getenv("COMBA_CUDA_LANES"); /* "0": one kernel after another */
-  return !wanted || strcmp(wanted, "0");
+  static const char *wanted = getenv("COMBA_CUDA_LANES"); /* "1": kernels may overlap */
+  return wanted && !strcmp(wanted, "1");
 }
 
 /* Streams join a recording by waiting for an event of it. What is created meanwhile is no part of it. */

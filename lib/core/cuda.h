@@ -43,7 +43,7 @@ extern const comba_device_memory comba_cuda_device_memory[COMBA_CUDA_TYPES];
 comba_status comba_cuda_record(void **recording, void (*run)(void *context), void *context);
 void comba_cuda_replay(void *recording);
 void comba_cuda_forget(void *recording);
-/* comba_backend.begin_in_lane and end_in_lane; COMBA_CUDA_LANES=0 in the environment leaves them out. */
+/* comba_backend.begin_in_lane and end_in_lane, where COMBA_CUDA_LANES=1 in the environment asks for them. */
 bool comba_cuda_has_lanes(void);
 void comba_cuda_begin_in_lane(int lane, const int *after, int count);
 void comba_cuda_end_in_lane(int number);
